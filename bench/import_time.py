@@ -1,0 +1,34 @@
+"""How long imports take, in fresh interpreters: the median over several runs, taken in turns.
+
+.venv/bin/python bench/import_time.py [RUNS]
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from statistics import median
+
+STATEMENTS = ("pass", "import torch", "import autodiffusion", "import torch, autodiffusion")
+
+
+def seconds(statement: str) -> float:
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", statement], check=True)
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    runs = int(sys.argv[1]) if len(sys.argv) > 1 else 7
+    for statement in STATEMENTS:
+        seconds(statement)  # once for the file cache
+    rounds = [[seconds(statement) for statement in STATEMENTS] for _ in range(runs)]
+    medians = dict(zip(STATEMENTS, map(median, zip(*rounds, strict=True)), strict=True))
+    for statement, value in medians.items():
+        print(f"{value:7.3f} s  {statement}")
+    print(f"{medians['import autodiffusion'] - medians['import torch']:+7.3f} s  autodiffusion over torch")
+
+
+if __name__ == "__main__":
+    main()

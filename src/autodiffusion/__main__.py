@@ -1,0 +1,5 @@
+"""``python -m autodiffusion``."""
+
+from autodiffusion.cli import main
+
+main()

@@ -1,0 +1,60 @@
+"""The command line, a file a verb: options become settings, results become lines. No logic of its own."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import warnings
+from typing import NoReturn
+
+import typer
+
+from autodiffusion.cli.evaluate import evaluate_command
+from autodiffusion.cli.reference import reference_command
+from autodiffusion.cli.report import report_command
+from autodiffusion.cli.sample import sample_command
+from autodiffusion.cli.search import search_command
+from autodiffusion.errors import InputError, RunError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Finds at which few time steps to sample a pretrained diffusion model, without training.",
+)
+app.command("search")(search_command)
+app.command("evaluate")(evaluate_command)
+app.command("sample")(sample_command)
+app.command("reference")(reference_command)
+app.command("report")(report_command)
+
+
+def main() -> NoReturn:
+    """The ``autodiffusion`` command. Exit status: 0 done, 1 failed while running, 2 unusable input, 130 interrupted."""
+    sys.path.insert(0, os.getcwd())  # so that package.module:attribute finds what lies where the user stands
+    warnings.showwarning = _warn
+    try:
+        status = app(standalone_mode=False)
+    except InputError as error:
+        sys.exit(_complain(str(error), 2))
+    except RunError as error:
+        sys.exit(_complain(str(error), 1))
+    except (typer.Abort, KeyboardInterrupt):
+        print(f"interrupted; to go on: {shlex.join(['autodiffusion', *sys.argv[1:]])}", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        # what typer says of unknown or malformed options; which class that is differs between its versions
+        if hasattr(error, "format_message"):
+            sys.exit(_complain(error.format_message() or "no verb given; autodiffusion --help lists them", 2))
+        raise
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _complain(message: str, status: int) -> int:
+    print(f"autodiffusion: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def _warn(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"autodiffusion: warning: {' '.join(str(message).split())}", file=sys.stderr)

@@ -1,0 +1,89 @@
+"""Options that several verbs share, and what they turn into."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from autodiffusion.errors import InputError
+from autodiffusion.models import Model
+from autodiffusion.plan import Plan
+
+ModelOption = Annotated[
+    str, typer.Option("--model", help="mnist, a folder or hub name of a diffusers UNet, or package.module:factory")
+]
+Reference = Annotated[
+    str | None, typer.Option(help="folder of images, .npz of images, features or statistics, or teacher:100")
+]
+Features = Annotated[str | None, typer.Option(help="feature network: mnist, inception or package.module:attribute")]
+Guidance = Annotated[float | None, typer.Option("--guidance-scale", help="classifier-free guidance, 1 is none")]
+Classes = Annotated[int | None, typer.Option(help="number of classes, where the model's files do not say")]
+NullClass = Annotated[int | None, typer.Option("--null-class", help="the label that stands for no class")]
+Schedule = Annotated[str | None, typer.Option(help="linear, scaled_linear or cosine, for a bare UNet")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")]
+Dtype = Annotated[str, typer.Option(help="float32, float16 or bfloat16")]
+Batch = Annotated[int, typer.Option("--batch-size", min=1, help="samples in a noise block; scores do not depend on it")]
+Seed = Annotated[int, typer.Option(min=0, help="of everything random")]
+Threads = Annotated[int, typer.Option(min=0, help="of the CPU, 0 leaves it to torch")]
+Json = Annotated[bool, typer.Option("--json", help="one JSON object on standard output, nothing else there")]
+Solver = Annotated[str, typer.Option(help="ddim, plms, dpm_solver, dpm_solver++ or package.module:attribute")]
+SolverOption = Annotated[list[str] | None, typer.Option("--solver-option", help="NAME=VALUE, may be repeated")]
+
+
+def load_model(
+    model: str,
+    device: str,
+    dtype: str,
+    guidance_scale: float | None,
+    classes: int | None,
+    null_class: int | None,
+    schedule: str | None,
+    threads: int,
+) -> Model:
+    """The model that the options describe."""
+    import torch
+
+    from autodiffusion.models import load
+
+    if threads:
+        torch.set_num_threads(threads)
+    return load(
+        model,
+        device=device,
+        dtype=dtype,
+        guidance_scale=guidance_scale,
+        classes=classes,
+        null_class=null_class,
+        schedule=schedule,
+    )
+
+
+def load_plan(name: str, model: Model, solver: str, solver_option: list[str] | None) -> Plan:
+    """The plan in a file, or a named grid for ``model`` and the solver of the options."""
+    from autodiffusion.judge import plan_of
+
+    return plan_of(name, model, solver, pairs(solver_option, "--solver-option"))
+
+
+def pairs(texts: list[str] | None, option: str) -> dict[str, Any]:
+    """``["eta=0.5"]`` as ``{"eta": 0.5}``; values are read as YAML, so that true, 1 and 0.5 are what they look like."""
+    import yaml
+
+    found = {}
+    for text in texts or []:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise InputError(f"{option} {text}: is not NAME=VALUE")
+        found[name] = yaml.safe_load(value)
+    return found
+
+
+def check_writable(file: Path) -> None:
+    """Raises :class:`InputError` unless ``file`` can be written where it is to be."""
+    if file.is_dir():
+        raise InputError(f"{file}: is a folder; give a file")
+    if not file.parent.is_dir() or not os.access(file.parent, os.W_OK):
+        raise InputError(f"{file}: cannot be written; {file.parent} is no folder that can be written")

@@ -1,0 +1,31 @@
+"""What verbs print on standard output."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+
+def print_json(content: Any) -> None:
+    """One object on one line."""
+    print(json.dumps(content, allow_nan=False))
+
+
+def print_rows(rows: list[dict[str, Any]]) -> None:
+    """The one table of a search or an evaluation."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from autodiffusion.confirm import figure
+    from autodiffusion.evaluate import describe
+    from autodiffusion.plan import Plan
+
+    metrics = list(dict.fromkeys(name for row in rows for name in row["scores"]))
+    title = f"{rows[0]['samples']:,} samples on fresh noise, seed {rows[0]['seed']}, 95 % intervals"
+    table = Table("schedule", "network evaluations", *metrics, "time steps", title=title, title_justify="left")
+    for row in rows:
+        scores = [figure(row["scores"][name]) if name in row["scores"] else str(row["problem"]) for name in metrics]
+        plan = describe(Plan.model_validate(row["plan"])) if len(row["plan"]["steps"]) <= 20 else "..."
+        table.add_row(row["name"], str(row["nfe"]), *scores, plan)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)

@@ -1,0 +1,65 @@
+"""``autodiffusion sample PLAN --model MODEL --out FILE``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from autodiffusion.cli._options import (
+    Batch,
+    Classes,
+    Device,
+    Dtype,
+    Guidance,
+    ModelOption,
+    NullClass,
+    Schedule,
+    Seed,
+    Solver,
+    SolverOption,
+    Threads,
+    check_writable,
+    load_model,
+    load_plan,
+)
+
+
+def sample_command(
+    plan: Annotated[str, typer.Argument(help="a plan's file, or a grid such as uniform:4")],
+    model: ModelOption,
+    out: Annotated[Path, typer.Option(help="PNG file")],
+    count: Annotated[int, typer.Option("-n", "--count", min=1, help="number of images")] = 64,
+    seed: Seed = 0,
+    compare: Annotated[
+        str | None,
+        typer.Option(help="a grid (uniform, or uniform:10) or a plan's file, drawn beside it from the same seeds"),
+    ] = None,
+    solver: Solver = "ddim",
+    solver_option: SolverOption = None,
+    guidance_scale: Guidance = None,
+    classes: Classes = None,
+    null_class: NullClass = None,
+    schedule: Schedule = None,
+    batch_size: Batch = 128,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    threads: Threads = 0,
+) -> None:
+    """Draws images of a plan or a named grid into one picture."""
+    from autodiffusion.progress import Shown
+    from autodiffusion.report import picture
+    from autodiffusion.sampling import nfe, sample
+
+    loaded = load_model(model, device, dtype, guidance_scale, classes, null_class, schedule, threads)
+    plans = {plan: load_plan(plan, loaded, solver, solver_option)}
+    if compare:
+        whole = compare if ":" in compare or Path(compare).suffix else f"{compare}:{len(plans[plan].steps)}"
+        plans[whole] = load_plan(whole, loaded, solver, solver_option)
+    check_writable(out)
+    with Shown() as progress:
+        progress.phase("sample", count * sum(nfe(chosen, loaded) for chosen in plans.values()))
+        drawn = {name: sample(loaded, chosen, count, seed, batch_size, progress.tick) for name, chosen in plans.items()}
+    picture(drawn, out)
+    print(out)

@@ -1,0 +1,140 @@
+"""``autodiffusion search MODEL --steps K --out RUN``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from autodiffusion.cli._options import (
+    Classes,
+    Features,
+    Guidance,
+    Json,
+    NullClass,
+    Reference,
+    Schedule,
+    SolverOption,
+    pairs,
+)
+from autodiffusion.cli._output import print_json, print_rows
+from autodiffusion.errors import InputError
+from autodiffusion.settings import Settings, read_yaml
+
+
+def search_command(
+    model: Annotated[
+        str | None, typer.Argument(help="mnist, a folder or hub name of a diffusers UNet, or package.module:factory")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="folder of the run; an unfinished search there is resumed")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file with the same options, underscores for dashes")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="default, or paper: Algorithm 1 as published, fresh noise for each candidate")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="number of steps")] = None,
+    solver: Annotated[
+        str | None, typer.Option(help="ddim, plms, dpm_solver, dpm_solver++ or package.module:attribute")
+    ] = None,
+    solver_option: SolverOption = None,
+    metric: Annotated[
+        str | None, typer.Option(help="fid, kid, inception_score, precision, recall, kl or package.module:attribute")
+    ] = None,
+    reference: Reference = None,
+    features: Features = None,
+    strategy: Annotated[str | None, typer.Option(help="evolution, random or package.module:attribute")] = None,
+    strategy_option: Annotated[
+        list[str] | None, typer.Option("--strategy-option", help="NAME=VALUE, may be repeated")
+    ] = None,
+    population: Annotated[int | None, typer.Option(help="evolution: candidates a generation")] = None,
+    generations: Annotated[int | None, typer.Option(help="evolution: generations")] = None,
+    parents: Annotated[int | None, typer.Option(help="evolution: the best so many have children")] = None,
+    mutations: Annotated[int | None, typer.Option(help="evolution: children by mutation in a generation")] = None,
+    crossovers: Annotated[int | None, typer.Option(help="evolution: children by crossover in a generation")] = None,
+    mutation_probability: Annotated[
+        float | None, typer.Option(help="evolution: with which each time step changes")
+    ] = None,
+    initial_mutations: Annotated[
+        int | None, typer.Option(help="evolution: mutations of the first grid in the first population")
+    ] = None,
+    initial_mutation_probability: Annotated[
+        float | None, typer.Option(help="evolution: with which each of their time steps changes")
+    ] = None,
+    mutation_scale: Annotated[
+        float | None, typer.Option(help="evolution: size of local moves as a share of the time range; 0: anywhere")
+    ] = None,
+    candidates: Annotated[int | None, typer.Option(help="random: candidates in all")] = None,
+    budget: Annotated[int | None, typer.Option(help="network evaluations times samples for the candidates")] = None,
+    samples: Annotated[int | None, typer.Option(help="for each candidate's score")] = None,
+    noise: Annotated[str | None, typer.Option(help="common to all candidates, or fresh for each")] = None,
+    starts: Annotated[str | None, typer.Option(help="named grids to begin with, by commas")] = None,
+    gap: Annotated[int | None, typer.Option(help="smallest distance between two time steps")] = None,
+    free_end: Annotated[
+        bool | None, typer.Option("--free-end/--clean-end", help="search where the solver stops as well")
+    ] = None,
+    finalists: Annotated[int | None, typer.Option(help="the best so many are compared again on fresh noise")] = None,
+    confirm_samples: Annotated[int | None, typer.Option(help="for the figures on fresh noise")] = None,
+    teacher: Annotated[int | None, typer.Option(help="add a row of so many uniform steps to the final table")] = None,
+    seed: Annotated[int | None, typer.Option(help="of everything random")] = None,
+    guidance_scale: Guidance = None,
+    classes: Classes = None,
+    null_class: NullClass = None,
+    schedule: Schedule = None,
+    batch_size: Annotated[int | None, typer.Option(help="samples in a noise block; scores do not depend on it")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16")] = None,
+    threads: Annotated[int | None, typer.Option(help="of the CPU, 0 leaves it to torch")] = None,
+    as_json: Json = False,
+) -> None:
+    """Searches the time steps, and leaves plan.json, grid.png, report.html and the ledger in OUT."""
+    given = {name: value for name, value in locals().items() if value is not None}
+    for name in ("out", "config", "as_json"):
+        given.pop(name, None)
+    if out is None:
+        raise InputError("--out is missing; give the folder in which the run is kept")
+    options = read_yaml(config) if config else {}
+    of_strategy = (
+        "population",
+        "generations",
+        "parents",
+        "mutations",
+        "crossovers",
+        "mutation_probability",
+        "initial_mutations",
+        "initial_mutation_probability",
+        "mutation_scale",
+        "candidates",
+    )
+    extra = {name: given.pop(name) for name in of_strategy if name in given}
+    extra |= pairs(given.pop("strategy_option", None), "--strategy-option")
+    own = pairs(given.pop("solver_option", None), "--solver-option")
+    if "starts" in given:
+        given["starts"] = [name for name in given["starts"].split(",") if name]
+    options |= given
+    for key, added in (("strategy_options", extra), ("solver_options", own)):
+        if added:
+            before = options.get(key, {})
+            options[key] = {**before, **added} if isinstance(before, dict) else before
+    settings = Settings.of(str(config) if config else "search", **options)
+    from autodiffusion.progress import Shown
+    from autodiffusion.search import search
+
+    with Shown() as progress:
+        result = search(settings, out, progress)
+    if as_json:
+        return print_json(
+            {
+                "out": str(out),
+                "plan": result.plan.model_dump(mode="json"),
+                "rows": result.rows,
+                "search_cost": vars(result.search_cost),
+                "confirm_cost": vars(result.confirm_cost),
+            }
+        )
+    print_rows(result.rows)
+    cost = result.search_cost
+    print(
+        f"search: {cost.evaluations:,} network evaluations times samples, {cost.saved:,} more saved by sharing; "
+        f"confirmation: {result.confirm_cost.evaluations:,}"
+    )
+    print(f"{out / 'plan.json'}  {out / 'grid.png'}  {out / 'report.html'}")

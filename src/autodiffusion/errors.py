@@ -1,0 +1,44 @@
+"""The one exception that speaks to the user: bad input, told in one line."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pydantic import ValidationError
+
+
+class InputError(Exception):
+    """What was given cannot be used. The message is one line: what, where, what to do instead.
+
+    The command line prints it and exits with status 2; nothing has been written.
+    """
+
+
+class RunError(Exception):
+    """The work was begun and could not be finished. The message is one line; the command line exits with status 1."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`` (did you mean 'ddim'? known: ddim, plms)``: the end of a message about an unknown word."""
+    known = sorted(known)
+    close = get_close_matches(word, known, n=1)
+    guess = f"did you mean '{close[0]}'? " if close else ""
+    return f"({guess}known: {', '.join(known)})"
+
+
+def one_line(error: ValidationError, where: str, known: Iterable[str] = ()) -> InputError:
+    """The first fault that pydantic found, as an :class:`InputError`: ``plan.json: steps[2].t: ...``."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    place = ""
+    for part in first["loc"]:
+        place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else str(part)
+    message = first["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    if first["type"] == "extra_forbidden":
+        message = f"unknown key {nearest(place.rpartition('.')[2], known)}" if known else "unknown key"
+    elif first["type"] == "json_invalid":
+        message = f"is not a complete JSON file ({message}); write it again"
+    return InputError(": ".join(part for part in (where, place, " ".join(message.split())) if part))

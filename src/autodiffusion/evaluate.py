@@ -1,0 +1,177 @@
+"""Evaluation: a population of plans becomes scores. Noise blocks outside, plans inside."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from autodiffusion.errors import InputError
+from autodiffusion.features import Extractor, Features
+from autodiffusion.metrics import KL, Interval, Metric, interval
+from autodiffusion.models import Model
+from autodiffusion.plan import Plan, tidy
+from autodiffusion.sampling import Cost, Tick, blocks, stretches, walk
+from autodiffusion.schedule import Floats
+
+BATCH_SIZE = 128
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a plan scored.
+
+    Attributes:
+        value: of the metric, in its own sense; infinity (the worst) where ``problem`` is set.
+        samples: how many the value stands on.
+        problem: why there is no value, e.g. images that are not finite.
+    """
+
+    value: float
+    samples: int
+    problem: str | None = None
+
+
+@dataclass
+class Evaluator:
+    """Scores plans of one model, and counts what that costs.
+
+    Attributes:
+        model: what is sampled.
+        extractor: the feature network.
+        batch_size: samples in a noise block. Scores do not depend on it, beyond float rounding.
+        cost: everything spent so far.
+    """
+
+    model: Model
+    extractor: Extractor
+    batch_size: int = BATCH_SIZE
+    cost: Cost = field(default_factory=Cost)
+
+    def scores(
+        self, plans: Sequence[Plan], metric: Metric | KL, samples: int, seed: int, tick: Tick | None = None
+    ) -> list[Score]:
+        """A score for each plan, in their order, all on noise and conditions 0 to ``samples`` - 1 of ``seed``."""
+        if isinstance(metric, KL):
+            return [
+                _score(metric, metric.value(*bound), samples)
+                for bound in self.bounds(plans, metric, samples, seed, tick)
+            ]
+        found = self.features(plans, samples, seed, tick)
+        return [_score(metric, part if isinstance(part, str) else metric.value(part), samples) for part in found]
+
+    def intervals(
+        self, plan: Plan, metrics: Mapping[str, Metric | KL], samples: int, seed: int, tick: Tick | None = None
+    ) -> tuple[dict[str, Interval], str | None]:
+        """Each metric's value with its interval, from the same samples of one plan; and why there is none, if so."""
+        intervals: dict[str, Interval] = {}
+        ordinary = {name: metric for name, metric in metrics.items() if isinstance(metric, Metric)}
+        if ordinary:
+            [features] = self.features([plan], samples, seed, tick)
+            if isinstance(features, str):
+                return {}, features
+            intervals |= {name: interval(metric, features) for name, metric in ordinary.items()}
+        for name, metric in metrics.items():
+            if isinstance(metric, KL):
+                [(log_snr, errors)] = self.bounds([plan], metric, min(samples, metric.available), seed, tick)
+                intervals[name] = metric.interval(log_snr, errors)
+        return intervals, None
+
+    def features(
+        self, plans: Sequence[Plan], samples: int, seed: int, tick: Tick | None = None
+    ) -> list[Features | str]:
+        """The features of each plan's samples, in their order; a sentence for a plan whose samples are not finite."""
+        parts: list[list[Features]] = [[] for _ in plans]
+        problems: dict[int, str] = {}
+        for block in blocks(samples, self.batch_size):
+            left = [i for i in range(len(plans)) if i not in problems]
+            for place, x in walk(self.model, [plans[i] for i in left], block, seed, self.cost, tick):
+                bad = int((~torch.isfinite(x).flatten(1).all(1)).sum())
+                if bad:
+                    problems[left[place]] = f"{bad} of samples {block[0]} to {block[-1]} are not finite"
+                else:
+                    parts[left[place]].append(self.extractor(self.model.decode(x)))
+        return [problems[i] if i in problems else Features.cat(parts[i]) for i in range(len(plans))]
+
+    def bounds(
+        self, plans: Sequence[Plan], metric: KL, samples: int, seed: int, tick: Tick | None = None
+    ) -> list[tuple[Floats, Floats]]:
+        """What the variational bound needs of each plan: (half log-SNR ``[K + 1]``, squared errors ``[K, samples]``).
+
+        The end of a plan that ends in clean data counts as time 0: the step from there to the data is the decoder's.
+        A time that several plans share is evaluated once.
+        """
+        images, schedule = self._real_images(metric, samples), self.model.schedule
+        errors: dict[tuple[float, frozenset[int]], Floats] = {}
+        bounds = []
+        for plan in plans:
+            nodes = [(stretch.move.t, stretch.skip) for stretch in stretches(plan, self.model)]
+            for node in nodes:
+                if node in errors:
+                    self.cost.saved += samples
+                else:
+                    errors[node] = self._denoising_errors(images, *node, seed, tick)
+            end = 0.0 if plan.end is None else plan.end
+            log_snr = np.array([schedule.log_snr(t) for t in (*plan.times, end)])
+            bounds.append((log_snr, np.stack([errors[node] for node in nodes])))
+        return bounds
+
+    @torch.inference_mode()
+    def _denoising_errors(self, images: Tensor, t: float, skip: frozenset[int], seed: int, tick: Tick | None) -> Floats:
+        """Mean squared errors ``[N]`` of the clean data predicted at ``t`` from noised real images, in [-1, 1]."""
+        model, parts = self.model, []
+        alpha, sigma = model.schedule.alpha(t), model.schedule.sigma(t)
+        for block in blocks(len(images), self.batch_size):
+            x0 = images[block.start : block.stop].to(model.device)
+            x = alpha * x0 + sigma * model.noise(block, seed)
+            # a class-conditional model does not know whose images these are: it is asked as without a class
+            label = None if model.null_class is None else torch.full((len(block),), model.null_class).to(x.device)
+            with model.without(skip):
+                guess = (x - sigma * model.predict(x, t, label)) / alpha
+            self.cost.evaluations += len(block)
+            if tick:
+                tick(len(block))
+            guess = guess.clamp(-1, 1) if model.clip else guess
+            parts.append((guess - x0).double().square().flatten(1).mean(1).cpu().numpy())
+        return np.concatenate(parts)
+
+    def _real_images(self, metric: KL, samples: int) -> Tensor:
+        """The first ``samples`` images of the metric's reference in [-1, 1], checked to be of the model's kind."""
+        images, name = metric.images, metric.reference.name
+        if len(images) < samples:
+            raise InputError(
+                f"reference {name}: kl of {samples} samples needs as many real images, it has {len(images)}"
+            )
+        if tuple(images.shape[1:]) != self.model.shape:
+            raise InputError(
+                f"reference {name}: images {tuple(images.shape[1:])} are not of the model's shape, {self.model.shape}"
+            )
+        if self.model.classes is not None and self.model.null_class is None:
+            raise InputError(
+                f"{self.model.name}: kl needs a null class, real images come without labels; give --null-class"
+            )
+        return images[:samples].float() / 127.5 - 1
+
+
+def _score(metric: Metric | KL, value: float | str, samples: int) -> Score:
+    """The score of a value, or of the reason why there is none."""
+    if isinstance(value, str):
+        return Score(metric.worst, samples, value)
+    return Score(value, samples) if math.isfinite(value) else Score(metric.worst, samples, f"the metric is {value}")
+
+
+def derive_seed(seed: int, purpose: str) -> int:
+    """A seed for one purpose: noise of search, choice and confirmation never meets, whatever the user's seeds are."""
+    return int(hashlib.sha256(f"{seed} {purpose}".encode()).hexdigest()[:15], 16)
+
+
+def describe(plan: Plan) -> str:
+    """The plan in one line: ``ddim at 926, 690, 424, 153``."""
+    times = ", ".join(f"{tidy(round(t, 2))}" for t in plan.times)
+    end = "" if plan.end is None else f", to {tidy(round(plan.end, 2))}"
+    return f"{plan.solver} at {times}{end}"

@@ -1,0 +1,121 @@
+"""What an evaluation is made of: the plan, the evaluator, and the reference, which may be the model's own teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from autodiffusion.errors import InputError, nearest
+from autodiffusion.evaluate import BATCH_SIZE, Evaluator, derive_seed
+from autodiffusion.features import load as load_extractor
+from autodiffusion.grids import GRIDS, grid, parse
+from autodiffusion.metrics import build
+from autodiffusion.models import Model
+from autodiffusion.names import resolve
+from autodiffusion.plan import Option, Plan
+from autodiffusion.progress import Quiet
+from autodiffusion.reference import Reference
+from autodiffusion.reference import load as load_reference
+from autodiffusion.sampling import stretches
+
+SAMPLES = 2000
+"""Of a teacher's reference, unless it is given as ``teacher:STEPS:SAMPLES``."""
+
+
+def prepare(
+    model: Model, features: str | None = None, reference: str | None = None, batch_size: int = BATCH_SIZE
+) -> tuple[Evaluator, str]:
+    """An evaluator of ``model`` and the name of its reference, both the model's own where not given.
+
+    Raises:
+        InputError: the feature network cannot be had, or there is no reference.
+    """
+    source = reference or (None if model.reference is None else str(model.reference))
+    if source is None:
+        raise InputError(
+            f"model '{model.name}' brings no reference; give --reference with a folder of images, an .npz file, "
+            "or teacher:100 for its own 100-step samples"
+        )
+    return Evaluator(model, load_extractor(features or model.features, model.device), batch_size), source
+
+
+def check_source(source: str, evaluator: Evaluator, metrics: Sequence[str]) -> Reference | None:
+    """The reference, if it exists already, with the metrics checked against it; ``None`` for a teacher's, made later.
+
+    Raises:
+        InputError: it cannot be used, or lacks what a metric needs.
+    """
+    if parse_teacher(source, evaluator.model) is None:
+        reference = load_reference(source, evaluator.extractor)
+        for name in metrics:
+            build(name, reference)
+        return reference
+    for name in metrics:
+        if resolve("metrics", name).needs == "errors":
+            raise InputError(
+                f"metric {name} needs real images, which reference {source} has not; give a folder of images"
+            )
+    return None
+
+
+def find_reference(source: str, evaluator: Evaluator, progress: Quiet | None = None) -> Reference:
+    """The reference of this name, made now if it is a teacher's.
+
+    Raises:
+        InputError: it cannot be used, or the teacher's samples are not finite.
+    """
+    parsed = parse_teacher(source, evaluator.model)
+    if parsed is None:
+        return load_reference(source, evaluator.extractor)
+    steps, samples = parsed
+    progress = progress or Quiet()
+    progress.phase("teacher", steps * samples)
+    plan = teacher_plan(evaluator.model, steps)
+    # its seed is nobody's, so that no plan is compared with samples of its own noise
+    [features] = evaluator.features([plan], samples, derive_seed(0, "teacher"), progress.tick)
+    if isinstance(features, str):
+        raise InputError(f"reference {source}: {features}; this model cannot be its own reference")
+    return Reference.of(features, evaluator.extractor.name, name=source)
+
+
+def teacher_plan(model: Model, steps: int) -> Plan:
+    """Deterministic DDIM at ``steps`` uniform time steps.
+
+    Raises:
+        InputError: ``steps`` outside 1 to T.
+    """
+    return Plan.of("ddim", grid("uniform", steps, model.schedule), solver_options={"clip": model.clip})
+
+
+def parse_teacher(source: str, model: Model) -> tuple[int, int] | None:
+    """``teacher:100`` or ``teacher:100:5000`` as (steps, samples); ``None`` for any other source.
+
+    Raises:
+        InputError: it begins like a teacher and does not go on like one.
+    """
+    if not source.startswith("teacher:"):
+        return None
+    numbers = source.split(":")[1:]
+    if len(numbers) > 2 or not all(number.isdecimal() and int(number) > 0 for number in numbers):
+        raise InputError(f"reference '{source}': write teacher:STEPS or teacher:STEPS:SAMPLES, e.g. teacher:100:2000")
+    teacher_plan(model, int(numbers[0]))
+    return int(numbers[0]), int(numbers[1]) if len(numbers) == 2 else SAMPLES
+
+
+def plan_of(name: str, model: Model, solver: str = "ddim", solver_options: dict[str, Option] | None = None) -> Plan:
+    """The plan in the file ``name``, or the named grid ``name`` (such as ``karras:6``) for ``model`` and ``solver``.
+
+    Raises:
+        InputError: neither; or the plan does not fit the model.
+    """
+    if Path(name).is_file() or name.endswith(".json"):
+        plan = Plan.load(name)
+    elif name.partition(":")[0] in GRIDS:
+        kind, steps = parse(name)
+        continuous = resolve("solvers", solver).continuous
+        times = grid(kind, steps, model.schedule, continuous=continuous)
+        plan = Plan.of(solver, times, solver_options={"clip": model.clip} | (solver_options or {}))
+    else:
+        raise InputError(f"plan '{name}' is neither a file nor a grid such as uniform:4 {nearest(name, GRIDS)}")
+    stretches(plan, model)
+    return plan

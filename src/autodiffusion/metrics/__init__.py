@@ -1,0 +1,14 @@
+"""Metrics: from the features of samples to a number. One file a metric; each ends in ``metric = ITS_CLASS``.
+
+A metric sees no plans and no models. All but one compare features of generated images with a reference
+(:class:`Metric`); ``kl`` judges a model's denoising of real images instead and has its own form (:class:`KL`).
+"""
+
+from __future__ import annotations
+
+from autodiffusion.metrics._base import Criterion, Interval, Metric, interval
+from autodiffusion.metrics._build import build
+from autodiffusion.metrics.fid import frechet_distance
+from autodiffusion.metrics.kl import KL
+
+__all__ = ["KL", "Criterion", "Interval", "Metric", "build", "frechet_distance", "interval"]

@@ -1,0 +1,155 @@
+"""What every metric is, and the interval around its value."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from autodiffusion.errors import InputError
+from autodiffusion.features import Features
+from autodiffusion.reference import Reference
+
+Floats: TypeAlias = NDArray[np.float64]
+Indices: TypeAlias = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value and the bounds between which it lies with some confidence, ``low <= high``."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Criterion(ABC):
+    """What all metrics share.
+
+    Attributes:
+        better: which direction is.
+        needs: what of the samples the value is made from.
+        reference: what they are compared with.
+    """
+
+    better: ClassVar[Literal["lower", "higher"]]
+    needs: ClassVar[Literal["features", "logits", "errors"]]
+
+    def __init__(self, reference: Reference) -> None:
+        self.reference = reference
+
+    @property
+    def worst(self) -> float:
+        """The value of samples that are not even finite."""
+        return math.inf if self.better == "lower" else -math.inf
+
+
+class Metric(Criterion):
+    """A number from the features of generated images.
+
+    A subclass says ``better`` and ``needs`` and how to ``measure``.
+    """
+
+    minimum: ClassVar[int] = 2
+    """The fewest samples that have a value."""
+
+    @abstractmethod
+    def measure(self, features: Features) -> float:
+        """The value of finite features of enough samples, in float64 throughout."""
+
+    def value(self, features: Features) -> float:
+        """The value of ``features``; :attr:`worst` if any of them is not finite.
+
+        Raises:
+            InputError: too few samples, no logits where they are needed, or features of another length than the
+                reference's.
+        """
+        return self.measure(features) if self._fit(features) else self.worst
+
+    def interval(self, features: Features, resamples: int = 200, seed: int = 0, level: float = 0.95) -> Interval:
+        """See :func:`interval`. A subclass that knows its own sampling error may do better than the bootstrap."""
+        if not self._fit(features):
+            return Interval(self.worst, self.worst, self.worst)
+        at, value = self.resampled(features), self.measure(features)
+        return bootstrap(at, len(features), value, resamples, seed, level, self.draw)
+
+    def resampled(self, features: Features) -> Callable[[Indices], float]:
+        """The value of the samples of any list of numbers; a subclass may share work between the lists."""
+        return lambda indices: self.measure(features.take(indices))
+
+    @staticmethod
+    def draw(random: np.random.Generator, count: int) -> Indices:
+        """The numbers of one resample of ``count`` samples: as many, with replacement."""
+        return random.integers(count, size=count)
+
+    def _fit(self, features: Features) -> bool:
+        """Whether all features are finite; whether they fit at all is raised."""
+        if len(features) < self.minimum:
+            raise InputError(
+                f"metric {type(self).__name__}: {len(features)} samples are too few; give {self.minimum} or more"
+            )
+        if self.needs == "logits":
+            if features.logits is None:
+                raise InputError(
+                    f"metric {type(self).__name__}: the feature network has no logits; "
+                    "use one that returns (features, logits)"
+                )
+            return bool(torch.isfinite(features.logits).all())
+        given, known = features.vectors.shape[1], len(self.reference.mu)
+        if given != known:
+            raise InputError(
+                f"metric {type(self).__name__}: the samples have {given} features and reference {self.reference.name} "
+                f"has {known}; make the reference with the same feature network"
+            )
+        return bool(torch.isfinite(features.vectors).all())
+
+
+def interval(metric: Metric, features: Features, resamples: int = 200, seed: int = 0, level: float = 0.95) -> Interval:
+    """The metric's value and an interval for the sampling of the generated images; the reference counts as exact.
+
+    A bootstrap: samples are drawn with replacement, as many as there are, ``resamples`` times. The distribution of the
+    resampled values is moved so that its mean is the value itself, and the interval runs between its quantiles. The
+    move matters: what is biased at finite sizes, as the Frechet distance is, is biased once more in a resample, by
+    about as much again, and plain percentile intervals can then exclude the very value they are to surround. What
+    remains is an interval for the metric *at this number of samples*, with the bias that its value has there.
+    Two metrics depart from this where a sample drawn twice would do harm: ``kid`` has a standard error instead, and
+    ``recall`` draws halves.
+
+    Args:
+        features: of the generated images.
+        resamples: number of resamples, 2 or more.
+        seed: of the resampling; equal seeds give equal intervals.
+        level: confidence, in (0, 1).
+
+    Raises:
+        InputError: as :meth:`Metric.value`.
+    """
+    return metric.interval(features, resamples, seed, level)
+
+
+def bootstrap(
+    at: Callable[[Indices], float],
+    count: int,
+    value: float,
+    resamples: int,
+    seed: int,
+    level: float,
+    draw: Callable[[np.random.Generator, int], Indices] = Metric.draw,
+) -> Interval:
+    """The interval around ``value`` from ``at(indices)``, the value of a resample of ``count`` numbers.
+
+    Raises:
+        InputError: ``resamples`` below 2 or ``level`` outside (0, 1).
+    """
+    if resamples < 2 or not 0 < level < 1:
+        raise InputError(f"interval: {resamples} resamples at level {level:g}; give 2 or more and a level in (0, 1)")
+    random = np.random.default_rng(seed)
+    values = np.array([at(draw(random, count)) for _ in range(resamples)])
+    low, high = np.quantile(values + (value - values.mean()), [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value, float(low), float(high))

@@ -1,0 +1,8 @@
+"""Model families: what turns a name, a folder or a checkpoint into a Model. One file a family."""
+
+from __future__ import annotations
+
+from autodiffusion.models._load import load
+from autodiffusion.models._model import Layer, Model
+
+__all__ = ["Layer", "Model", "load"]

@@ -1,0 +1,77 @@
+"""From the name of a model to a Model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from autodiffusion.errors import InputError, nearest
+from autodiffusion.models._model import Model
+from autodiffusion.models._unet import load_unet
+from autodiffusion.names import known, own, resolve
+from autodiffusion.schedule import NoiseSchedule
+
+SCHEDULES: dict[str, Callable[[], NoiseSchedule]] = {
+    "linear": NoiseSchedule.linear,
+    "scaled_linear": NoiseSchedule.scaled_linear,
+    "cosine": NoiseSchedule.cosine,
+}
+
+
+def load(
+    name: str,
+    *,
+    device: str = "cpu",
+    dtype: str = "float32",
+    guidance_scale: float | None = None,
+    classes: int | None = None,
+    null_class: int | None = None,
+    schedule: str | None = None,
+) -> Model:
+    """The model called ``name``: bundled, a diffusers UNet's folder or hub name, or ``package.module:factory``.
+
+    Args:
+        device: where it runs, e.g. ``cuda``.
+        dtype: of the network: ``float32``, ``float16`` or ``bfloat16``.
+        guidance_scale, classes, null_class: see :class:`Model`; for an own factory they replace what it set.
+        schedule: ``linear``, ``scaled_linear`` or ``cosine`` (1,000 steps), for a UNet without a scheduler beside it.
+
+    Raises:
+        InputError: there is no such model, its files cannot be read, or the options do not fit it.
+    """
+    if schedule is not None and schedule not in SCHEDULES:
+        raise InputError(f"schedule '{schedule}' is unknown {nearest(schedule, SCHEDULES)}")
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device '{device}' cannot be used ({str(error).splitlines()[0]}); cpu always can") from None
+    given: dict[str, Any] = {"guidance_scale": guidance_scale, "classes": classes, "null_class": null_class}
+    given = {key: value for key, value in given.items() if value is not None}
+    number_type: torch.dtype = getattr(torch, dtype)
+    if ":" in name:
+        return _own(name, given, device, number_type)
+    built_in = {"device": device, "dtype": number_type, **given}
+    if name in known("models"):
+        model: Model = resolve("models", name)(**built_in)
+        return model
+    return load_unet(name, schedule=SCHEDULES[schedule]() if schedule else None, **built_in)
+
+
+def _own(name: str, given: dict[str, Any], device: str, dtype: torch.dtype) -> Model:
+    made: object = own(name, "model")
+    try:
+        model = made() if callable(made) else made
+    except InputError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise InputError(f"model '{name}': calling it failed ({reason})") from error
+    if not isinstance(model, Model):
+        raise InputError(f"model '{name}': gave a {type(model).__name__}; it must return an autodiffusion.Model")
+    if isinstance(model.network, torch.nn.Module):
+        model.network.to(device, dtype).eval()
+    title = name if model.name == "own" else model.name
+    return replace(model, name=title, device=device, dtype=dtype, **given)

@@ -1,0 +1,81 @@
+"""Names become objects: a name is a file in a room, ``package.module:attribute`` is a user's own.
+
+Adding a solver, a metric, a strategy, a feature network or a model family is adding one file to its room. The file's
+name is the name on the command line (``_pp`` stands for ``++``), and it assigns what it offers to the
+room's noun: ``solvers/ddim.py`` ends in ``solver = DDIM``. Files that begin with an underscore are helpers.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+import pkgutil
+from collections.abc import Mapping
+from typing import Any
+
+from autodiffusion.errors import InputError, nearest
+
+NOUNS = {
+    "solvers": "solver",
+    "metrics": "metric",
+    "strategies": "strategy",
+    "features": "extractor",
+    "models": "model",
+}
+"""Each room and the attribute that its files define."""
+
+
+def known(room: str) -> list[str]:
+    """The names that a room's files define, sorted."""
+    package = importlib.import_module(f"autodiffusion.{room}")
+    files = (module.name for module in pkgutil.iter_modules(package.__path__))
+    return sorted(name.replace("_pp", "++") for name in files if not name.startswith("_"))
+
+
+def resolve(room: str, name: str) -> Any:
+    """The object that ``name`` stands for in ``room``.
+
+    Raises:
+        InputError: no such file, module or attribute, or the module of the user's own failed to import.
+    """
+    noun = NOUNS[room]
+    if ":" in name:
+        return own(name, noun)
+    if name not in known(room):
+        raise InputError(f"{noun} '{name}' is unknown {nearest(name, known(room))}, or give package.module:attribute")
+    return getattr(importlib.import_module(f"autodiffusion.{room}.{name.replace('++', '_pp')}"), noun)
+
+
+def own(name: str, noun: str) -> Any:
+    """The attribute that ``package.module:attribute`` names."""
+    module_name, _, attribute = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+        return getattr(module, attribute)
+    except AttributeError:
+        raise InputError(f"{noun} '{name}': module {module_name} has no attribute '{attribute}'") from None
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise InputError(f"{noun} '{name}': importing {module_name} failed ({reason})") from error
+
+
+def with_options(room: str, name: str, options: Mapping[str, Any], *required: Any) -> Any:
+    """Builds what ``name`` stands for from its required arguments and ``options``, which are checked by name and type.
+
+    The parameters that have a default are the options; the type of the default is the type of the option.
+
+    Raises:
+        InputError: an unknown name or option, or an option of another type.
+    """
+    cls, what = resolve(room, name), f"{NOUNS[room]} {name}"
+    parameters = inspect.signature(cls).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+    for key, value in options.items():
+        if key not in defaults:
+            raise InputError(f"{what}: option '{key}' is unknown {nearest(key, defaults)}")
+        wanted = type(defaults[key])
+        fits = type(value) is wanted or (wanted is float and type(value) is int)
+        if not fits or (wanted is float and not math.isfinite(value)):
+            raise InputError(f"{what}: option {key} = {value!r} is not a {wanted.__name__}")
+    return cls(*required, **options)

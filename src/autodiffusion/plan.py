@@ -1,0 +1,178 @@
+"""Plan and Step: what to evaluate, when, and which layers to leave out; immutable, hashable, JSON in and out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator, model_validator
+
+from autodiffusion.errors import InputError, one_line
+
+MAX_STEPS = 10_000
+MAX_BYTES = 16 * 2**20
+
+Time = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Option = bool | int | float | str
+
+
+def tidy(value: float) -> float | int:
+    """Whole numbers without a decimal point, so that 926.0 is written 926."""
+    return int(value) if float(value).is_integer() else value
+
+
+class Step(BaseModel):
+    """One evaluation of the network: at time ``t``, without the layers ``skip``.
+
+    Attributes:
+        t: time in the model's own training time steps, 0 to T - 1; whole for models trained on discrete steps
+            unless the solver is continuous.
+        skip: numbers of the layers left out, in execution order from 0.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    t: Time
+    skip: frozenset[Annotated[int, Field(ge=0)]] = frozenset()
+
+    @field_serializer("t")
+    def _plain_t(self, t: float) -> float | int:
+        return tidy(t)
+
+    @field_serializer("skip")
+    def _sorted_skip(self, skip: frozenset[int]) -> list[int]:
+        return sorted(skip)
+
+
+class Plan(BaseModel):
+    """How to sample a model: a solver, its options and the steps.
+
+    Attributes:
+        solver: a solver's name, or ``package.module:attribute``.
+        solver_options: what the solver was told, e.g. ``{"clip": true, "eta": 0.0}``.
+        steps: strictly decreasing in ``t``; at least one.
+        end: the time at which the solver stops, below the last step's; ``None`` is clean data.
+        origin: where the plan came from (model, metric, seed, score ...); not part of its identity.
+
+    Two plans are equal, and have equal hashes on every machine, when all but ``origin`` is equal.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal["autodiffusion.plan/1"] = "autodiffusion.plan/1"
+    solver: str
+    solver_options: dict[str, Option] = {}
+    steps: tuple[Step, ...] = Field(min_length=1, max_length=MAX_STEPS)
+    end: Time | None = None
+    origin: dict[str, Any] = {}
+
+    @field_validator("solver_options")
+    @classmethod
+    def _finite(cls, options: dict[str, Option]) -> dict[str, Option]:
+        for key, value in options.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{key} = {value} is not a finite number")
+        return dict(sorted(options.items()))
+
+    @model_validator(mode="after")
+    def _decreasing(self) -> Plan:
+        for i, (before, after) in enumerate(zip(self.steps, self.steps[1:], strict=False)):
+            if after.t >= before.t:
+                raise ValueError(
+                    f"steps[{i + 1}].t = {tidy(after.t)} is not below steps[{i}].t = {tidy(before.t)}; "
+                    "time steps must strictly decrease"
+                )
+        if self.end is not None and self.end >= self.steps[-1].t:
+            raise ValueError(f"end = {tidy(self.end)} is not below the last step's t = {tidy(self.steps[-1].t)}")
+        return self
+
+    @field_serializer("end")
+    def _plain_end(self, end: float | None) -> float | int | None:
+        return None if end is None else tidy(end)
+
+    @classmethod
+    def of(
+        cls,
+        solver: str,
+        times: tuple[float, ...] | list[float],
+        *,
+        end: float | None = None,
+        solver_options: dict[str, Option] | None = None,
+        origin: dict[str, Any] | None = None,
+    ) -> Plan:
+        """A plan of whole-network steps at ``times``, which must strictly decrease."""
+        return cls(
+            solver=solver,
+            solver_options=solver_options or {},
+            steps=tuple(Step(t=float(t)) for t in times),
+            end=end,
+            origin=origin or {},
+        )
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        """The times of the steps, first to last."""
+        return tuple(step.t for step in self.steps)
+
+    @property
+    def digest(self) -> str:
+        """64 hexadecimal digits that name the plan: SHA-256 of its canonical JSON without ``origin``."""
+        identity = self.model_dump(mode="json", exclude={"origin"})
+        identity["solver_options"] = {
+            key: tidy(value) if isinstance(value, float) else value for key, value in self.solver_options.items()
+        }
+        return hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Plan) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return int(self.digest[:15], 16)
+
+    def with_origin(self, **origin: Any) -> Plan:
+        """The same plan with ``origin`` replaced."""
+        return self.model_copy(update={"origin": origin})
+
+    def to_json(self) -> str:
+        """The plan as an indented JSON document, one step a line where it has no layers to leave out."""
+        return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: str = "plan") -> Plan:
+        """Reads what :meth:`to_json` wrote.
+
+        Raises:
+            InputError: not JSON, another format, an unknown key or a value out of range, with the field's name.
+        """
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            raise one_line(error, where, (*cls.model_fields, *Step.model_fields)) from None
+
+    def save(self, path: Path | str) -> None:
+        """Writes the plan to ``path`` in one piece: a reader never sees half of it."""
+        path = Path(path)
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(self.to_json())
+        os.replace(partial, path)
+
+    @classmethod
+    def load(cls, path: Path | str) -> Plan:
+        """Reads a plan file.
+
+        Raises:
+            InputError: as :meth:`from_json`, and when the file cannot be read.
+        """
+        path = Path(path)
+        try:
+            if path.stat().st_size > MAX_BYTES:
+                raise InputError(f"{path}: is larger than {MAX_BYTES} bytes and cannot be a plan")
+            text = path.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not a text file"
+            raise InputError(f"{path}: cannot be read ({reason})") from None
+        return cls.from_json(text, str(path))

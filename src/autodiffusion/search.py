@@ -1,0 +1,286 @@
+"""The search: ask, evaluate, tell, and at the end confirm."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from autodiffusion import __version__
+from autodiffusion.confirm import confirm
+from autodiffusion.errors import InputError, RunError
+from autodiffusion.evaluate import Evaluator, derive_seed
+from autodiffusion.judge import check_source, find_reference, prepare, teacher_plan
+from autodiffusion.metrics import KL, Metric, build
+from autodiffusion.models import load
+from autodiffusion.names import resolve
+from autodiffusion.plan import Plan
+from autodiffusion.progress import Quiet
+from autodiffusion.reference import Reference
+from autodiffusion.reference import load as load_reference
+from autodiffusion.report import GRID, picture, report
+from autodiffusion.sampling import Cost, nfe, sample
+from autodiffusion.settings import Settings
+from autodiffusion.space import SearchSpace
+from autodiffusion.strategies import Strategy
+from autodiffusion.strategies import build as build_strategy
+from autodiffusion.study import LEDGER, PLAN, Study
+
+REPORTED = "fid"
+"""The metric that every final table has, beside the one that was searched."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a search found.
+
+    Attributes:
+        plan: the plan, with its fresh-noise figure as origin.
+        rows: the final table: uniform, the best named grid, found, and the teacher where asked for.
+        search_cost: spent on candidates; ``confirm_cost`` on choosing among the best and on the table.
+    """
+
+    plan: Plan
+    rows: list[dict[str, Any]]
+    search_cost: Cost
+    confirm_cost: Cost
+
+
+def search(settings: Settings, out: Path, progress: Quiet | None = None) -> Result:
+    """Searches a plan and leaves it, the ledger, the pictures and the report in ``out``; resumes what is there.
+
+    Raises:
+        InputError: something in the settings or in ``out`` cannot be used; nothing has been written.
+        RunError: no candidate gave finite images.
+    """
+    progress = progress or Quiet()
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    job = _prepare(settings)
+    with Study(out, job.settings) as study:
+        if not study.of_kind("confirm"):
+            reference = job.reference or _teacher(job, study, progress)
+            metric = build(settings.metric, reference)
+            _begin(job, study)
+            _candidates(job, metric, study, progress)
+            _confirm(job, metric, reference, study, progress)
+        result = _result(study)
+        result.plan.save(out / PLAN)
+        _picture(job, result, out)
+        report(out)
+    return result
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Everything a search works with, checked before anything is written. A teacher's reference is made later."""
+
+    settings: Settings
+    evaluator: Evaluator
+    reference: Reference | None
+    space: SearchSpace
+    starts: dict[str, Plan]
+    strategy: Strategy
+    nfe: int
+
+
+def _prepare(settings: Settings) -> _Job:
+    chosen = settings.model_dump(include={"device", "dtype", "guidance_scale", "classes", "null_class", "schedule"})
+    model = load(settings.model, **chosen)
+    solver = resolve("solvers", settings.solver)
+    free_end = settings.free_end
+    if free_end is None:
+        free_end = settings.preset == "paper" and solver.continuous
+    options = {"clip": model.clip} | settings.solver_options
+    space = SearchSpace.of(
+        model.schedule,
+        settings.steps,
+        settings.solver,
+        options,
+        continuous=solver.continuous,
+        free_end=free_end,
+        gap=settings.gap,
+    )
+    evaluations = nfe(space.plan([*range(space.nodes)]), model)  # builds the solver, which checks its options
+    price = evaluations * settings.samples
+    if settings.budget is not None and settings.budget < price:
+        raise InputError(f"budget = {settings.budget} is less than one candidate costs, {price} network evaluations")
+    evaluator, source = prepare(model, settings.features, settings.reference, settings.batch_size)
+    reference = check_source(source, evaluator, [settings.metric, REPORTED])
+    starts = {name: space.named(name, model.schedule) for name in settings.starts}
+    strategy = build_strategy(settings.strategy, space, list(starts.values()), settings.seed, settings.strategy_options)
+    resolved = {"solver_options": options, "free_end": free_end, "features": evaluator.extractor.name}
+    return _Job(settings.model_copy(update=resolved), evaluator, reference, space, starts, strategy, evaluations)
+
+
+def _teacher(job: _Job, study: Study, progress: Quiet) -> Reference:
+    """The model's own many-step samples as reference, made once and kept in the study."""
+    kept = study.folder / "reference.npz"
+    if kept.exists():
+        return load_reference(str(kept), job.evaluator.extractor)
+    reference = find_reference(str(job.settings.reference), job.evaluator, progress)
+    reference.save(kept)
+    return reference
+
+
+def _begin(job: _Job, study: Study) -> None:
+    """Notes what the report draws besides the scores."""
+    if study.events:
+        return
+    schedule = job.evaluator.model.schedule
+    times = [float(t) for t in np.linspace(0, len(schedule) - 1, 201)]
+    study.record(
+        {
+            "event": "start",
+            "autodiffusion": __version__,
+            "times": times,
+            "log_snr": [schedule.log_snr(t) for t in times],
+            "planned": job.strategy.planned,
+        }
+    )
+
+
+def _candidates(job: _Job, metric: Metric | KL, study: Study, progress: Quiet) -> None:
+    """Asks, evaluates and tells until the strategy or the budget is done; what the ledger holds is not done again."""
+    settings, price = job.settings, job.nfe * job.settings.samples
+    planned = job.strategy.planned * price
+    progress.phase("search", min(planned, settings.budget or planned))
+    for generation in itertools.count():
+        spent = sum(e["evaluations"] for e in study.of_kind("scores") if e["generation"] < generation)
+        affordable = job.strategy.planned if settings.budget is None else (settings.budget - spent) // price
+        plans = job.strategy.ask(max(0, affordable))
+        if not plans:
+            return
+        known = losses(study, metric)
+        left = [plan for plan in plans if plan not in known]
+        for batch in [left] if settings.noise == "common" and left else [[plan] for plan in left]:
+            study.record(_score(batch, metric, generation, settings, job.evaluator, progress))
+        known = losses(study, metric)
+        job.strategy.tell([(plan, known[plan]) for plan in plans])
+        best = min(known.values())
+        progress.note(f"best {settings.metric} in the search {best if metric.better == 'lower' else -best:.4g}")
+
+
+def _score(
+    plans: list[Plan], metric: Metric | KL, generation: int, settings: Settings, evaluator: Evaluator, progress: Quiet
+) -> dict[str, Any]:
+    """Scores a batch of plans; the event for the ledger."""
+    seed = derive_seed(settings.seed, "search")
+    if settings.noise == "fresh":
+        seed = derive_seed(settings.seed, plans[0].digest)
+    before = replace(evaluator.cost)
+    scores = evaluator.scores(plans, metric, settings.samples, seed, progress.tick)
+    spent = evaluator.cost - before
+    return {
+        "event": "scores",
+        "generation": generation,
+        "evaluations": spent.evaluations,
+        "saved": spent.saved,
+        "samples": settings.samples,
+        "scores": [
+            {
+                "plan": plan.model_dump(mode="json", exclude={"origin"}),
+                "value": score.value if score.problem is None else None,
+                "problem": score.problem,
+            }
+            for plan, score in zip(plans, scores, strict=True)
+        ],
+    }
+
+
+def losses(study: Study, metric: Metric | KL) -> dict[Plan, float]:
+    """What every plan in the ledger lost: lower is better, infinity where it failed."""
+    sign = -1.0 if metric.better == "higher" else 1.0
+    return {
+        Plan.model_validate(score["plan"]): math.inf if score["value"] is None else sign * score["value"]
+        for event in study.of_kind("scores")
+        for score in event["scores"]
+    }
+
+
+def _confirm(job: _Job, metric: Metric | KL, reference: Reference, study: Study, progress: Quiet) -> None:
+    """Chooses among the best on fresh noise, and scores the choice and its opponents on other fresh noise."""
+    settings, evaluator = job.settings, job.evaluator
+    before = replace(evaluator.cost)
+    known = losses(study, metric)
+    ranked = [plan for plan in sorted(known, key=lambda plan: known[plan]) if known[plan] < math.inf]
+    if not ranked:
+        raise RunError(
+            f"none of the {len(known)} candidates could be scored; {study.folder / LEDGER} says why for each"
+        )
+    finalists, opponents = ranked[: settings.finalists], _opponents(job, known)
+    scored = len(opponents) + 1 + (len(finalists) if len(finalists) > 1 else 0)
+    progress.phase("confirm", scored * settings.confirm_samples * job.nfe + settings.teacher * settings.confirm_samples)
+    named = opponents | {"found": _choose(finalists, metric, settings, evaluator, progress)}
+    if settings.teacher:
+        named[f"teacher ({settings.teacher} steps)"] = teacher_plan(evaluator.model, settings.teacher)
+    metrics = list(dict.fromkeys([settings.metric, REPORTED]))
+    rows = confirm(evaluator, reference, named, metrics, settings.confirm_samples, settings.seed, progress.tick)
+    spent = evaluator.cost - before
+    study.record(
+        {
+            "event": "confirm",
+            "finalists": [finalist.digest for finalist in finalists],
+            "rows": [row.to_json() for row in rows],
+            "evaluations": spent.evaluations,
+            "saved": spent.saved,
+        }
+    )
+
+
+def _choose(
+    finalists: list[Plan], metric: Metric | KL, settings: Settings, evaluator: Evaluator, progress: Quiet
+) -> Plan:
+    """The best of the finalists on noise that neither the search nor the final table uses."""
+    if len(finalists) == 1:
+        return finalists[0]
+    samples = settings.confirm_samples
+    if isinstance(metric, KL):
+        samples = min(samples, metric.available)
+    scores = evaluator.scores(finalists, metric, samples, derive_seed(settings.seed, "finalists"), progress.tick)
+    sign = -1.0 if metric.better == "higher" else 1.0
+    return min(zip(finalists, scores, strict=True), key=lambda pair: sign * pair[1].value)[0]
+
+
+def _opponents(job: _Job, known: dict[Plan, float]) -> dict[str, Plan]:
+    """Uniform steps, and the named grid that scored best in the search where that is another."""
+    uniform = job.space.named("uniform", job.evaluator.model.schedule)
+    opponents = {"uniform": uniform}
+    scored = {name: known[plan] for name, plan in job.starts.items() if plan in known}
+    if scored:
+        best = min(scored, key=lambda name: scored[name])
+        if job.starts[best] != uniform:
+            opponents[f"{best} (best named grid)"] = job.starts[best]
+    return opponents
+
+
+def _result(study: Study) -> Result:
+    """The result that the ledger holds."""
+    confirmed = study.of_kind("confirm")[-1]
+    row = next(row for row in confirmed["rows"] if row["name"] == "found")
+    settings = study.settings
+    plan = Plan.model_validate(row["plan"]).with_origin(
+        model=settings.model,
+        metric=settings.metric,
+        **row["scores"].get(settings.metric, {}),
+        samples=row["samples"],
+        seed=row["seed"],
+        autodiffusion=__version__,
+    )
+    events = study.of_kind("scores")
+    searched = Cost(sum(event["evaluations"] for event in events), sum(event["saved"] for event in events))
+    return Result(plan, confirmed["rows"], searched, Cost(confirmed["evaluations"], confirmed["saved"]))
+
+
+def _picture(job: _Job, result: Result, out: Path) -> None:
+    """The same seeds by each plan of the table, side by side."""
+    if not (out / GRID).exists():
+        named = {row["name"]: Plan.model_validate(row["plan"]) for row in result.rows if row["problem"] is None}
+        picture(
+            {name: sample(job.evaluator.model, plan, 36, job.settings.seed) for name, plan in named.items()}, out / GRID
+        )

@@ -1,0 +1,157 @@
+"""Settings of a search: every option with its default, its range and its preset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from autodiffusion.errors import InputError, nearest, one_line
+from autodiffusion.grids import GRIDS
+from autodiffusion.plan import Option
+
+Count = Annotated[int, Field(ge=1)]
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {
+        "samples": 120,
+        "noise": "common",
+        "starts": list(GRIDS),
+        "finalists": 4,
+        "confirm_samples": 2000,
+        "evolution": {
+            "population": 20,
+            "generations": 12,
+            "parents": 6,
+            "mutations": 14,
+            "crossovers": 6,
+            "mutation_probability": 0.5,
+            "initial_mutations": 0,
+            "mutation_scale": 0.08,
+        },
+    },
+    "paper": {
+        "samples": 5000,
+        "noise": "fresh",
+        "starts": ["uniform"],
+        "finalists": 1,
+        "confirm_samples": 50_000,
+        "evolution": {},
+    },
+}
+"""What is filled in where nothing is said. ``paper``: Algorithm 1 as released for ImageNet 64, whose numbers are also
+the defaults of the strategy itself."""
+
+RUNNING = ("batch_size", "device", "threads", "dtype")
+"""Settings that say how a search runs, not what it finds; a resumed search may change them."""
+
+
+class Settings(BaseModel):
+    """A search, completely described. ``config.yaml`` of a run holds one, resolved.
+
+    Attributes:
+        model: a bundled model's name, a folder or hub name of a diffusers UNet, or ``package.module:factory``.
+        steps: number of steps of the plans.
+        solver: its name; ``solver_options`` its options, of which ``clip`` is the model's where it is not given.
+        free_end: search the time at which the solver stops as well; by default with ``preset: paper`` and a continuous
+            solver.
+        gap: smallest distance between two steps, in the space's time steps.
+        metric: what is searched for; ``features`` and ``reference`` are the model's own where they are not given.
+        samples: for each candidate's score.
+        noise: ``common`` for all candidates, or ``fresh`` for each, as in the paper.
+        seed: of everything random.
+        strategy: its name; ``strategy_options`` its options.
+        starts: named grids that the first population holds.
+        budget: network evaluations times samples after which no further candidate is begun, confirmation excluded.
+        finalists: how many of the best are scored again on fresh noise to choose the plan.
+        confirm_samples: for that choice and, on other fresh noise again, for the figures reported.
+        teacher: steps of a many-step row in the final table, 0 for none.
+        guidance_scale, classes, null_class, schedule: of the model, where its files do not say.
+        batch_size, device, dtype, threads: how it runs; ``threads`` 0 leaves it to torch.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    steps: int
+    preset: Literal["default", "paper"] = "default"
+    solver: str = "ddim"
+    solver_options: dict[str, Option] = {}
+    free_end: bool | None = None
+    gap: Count = 1
+    metric: str = "fid"
+    features: str | None = None
+    reference: str | None = None
+    samples: Annotated[int, Field(ge=2)]
+    noise: Literal["common", "fresh"]
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    strategy: str = "evolution"
+    strategy_options: dict[str, Option] = {}
+    starts: list[str]
+    budget: Count | None = None
+    finalists: Count
+    confirm_samples: Annotated[int, Field(ge=2)]
+    teacher: Annotated[int, Field(ge=0)] = 0
+    guidance_scale: float | None = None
+    classes: Count | None = None
+    null_class: Annotated[int, Field(ge=0)] | None = None
+    schedule: str | None = None
+    batch_size: Count = 128
+    device: str = "cpu"
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    threads: Annotated[int, Field(ge=0)] = 0
+
+    @classmethod
+    def of(cls, where: str = "settings", **given: Any) -> Settings:
+        """Settings from what was given, the rest from the preset; ``None`` counts as not given.
+
+        Raises:
+            InputError: an unknown key, a value of another type or out of range, an unknown grid among the starts.
+        """
+        given = {key: value for key, value in given.items() if value is not None}
+        preset = given.get("preset", "default")
+        if preset not in PRESETS:
+            raise InputError(f"{where}: preset '{preset}' is unknown {nearest(str(preset), PRESETS)}")
+        filled = {key: value for key, value in PRESETS[preset].items() if key != "evolution"}
+        if given.get("strategy", "evolution") == "evolution":
+            own = given.get("strategy_options", {})
+            given["strategy_options"] = PRESETS[preset]["evolution"] | own if isinstance(own, dict) else own
+        try:
+            settings = cls.model_validate(filled | given)
+        except ValidationError as error:
+            raise one_line(error, where, cls.model_fields) from None
+        for name in settings.starts:
+            if name not in GRIDS:
+                raise InputError(f"{where}: starts: grid '{name}' is unknown {nearest(name, GRIDS)}")
+        return settings
+
+    def dump(self) -> str:
+        """The settings as YAML, in the order of the fields."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+    def difference(self, other: Settings) -> str | None:
+        """The first setting in which ``other`` is another search: ``samples: 250 there, 500 here``, if any."""
+        for name in type(self).model_fields:
+            before, now = getattr(other, name), getattr(self, name)
+            if name not in RUNNING and before != now:
+                return f"{name}: {before} there, {now} here"
+        return None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The options in a YAML file.
+
+    Raises:
+        InputError: it cannot be read, or is not a mapping of names to values.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not a text file'})") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: is not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise InputError(f"{path}: is not a mapping of option names to values")
+    return content

@@ -1,0 +1,136 @@
+"""What every solver is: options, moves, steps."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from typing import Any, ClassVar, TypeAlias
+
+from torch import Tensor
+
+from autodiffusion.errors import InputError
+from autodiffusion.names import with_options
+from autodiffusion.schedule import NoiseSchedule
+
+Predict: TypeAlias = Callable[[Tensor, float], Tensor]
+"""The network: (x ``[B, ...]``, time) -> the noise in x, epsilon, of x's shape."""
+
+Noise: TypeAlias = Callable[[int], Tensor]
+"""Fresh standard normal noise, of x's shape, for the move of this number; only stochastic solvers draw it."""
+
+
+@dataclass(frozen=True)
+class Move:
+    """What a solver does for one step of a plan. Equal moves from equal states have equal results.
+
+    Attributes:
+        t: where the move starts.
+        stop: where it ends; ``None`` is clean data.
+        ask: the times at which the network is evaluated, in order; its length is the move's cost.
+        order: the order of the method in this move, where a solver has several.
+    """
+
+    t: float
+    stop: float | None
+    ask: tuple[float, ...]
+    order: int = 1
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a solver stands between two moves.
+
+    Attributes:
+        x: the sample, ``[B, ...]``.
+        moves: how many have been made.
+        history: earlier predictions with their times, oldest first, as far as the solver still needs them.
+        start: the sample at the start of a block of moves that belong together (singlestep methods).
+    """
+
+    x: Tensor
+    moves: int = 0
+    history: tuple[tuple[float, Tensor], ...] = ()
+    start: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Solver(ABC):
+    """Base of all solvers. A subclass is a frozen dataclass whose further fields are its options.
+
+    Attributes:
+        schedule: the noise schedule of the model.
+        clip: clip each prediction of the clean data to [-1, 1] and re-derive the noise from it, before anything
+            else is done with it; for models of pixels (as guided-diffusion's ``clip_denoised``).
+    """
+
+    schedule: NoiseSchedule
+    clip: bool = False
+
+    continuous: ClassVar[bool] = False
+    """Whether the solver's times are real numbers, of which the network gets whatever the solver needs."""
+
+    @abstractmethod
+    def step(self, predict: Predict, state: State, move: Move, noise: Noise) -> State:
+        """The state after ``move``. Calls ``predict`` once for each time in ``move.ask``, in that order."""
+
+    def moves(self, times: Sequence[float], end: float | None = None) -> tuple[Move, ...]:
+        """One move a step, from each of ``times`` to the next and at last to ``end``."""
+        stops = (*times[1:], end)
+        return tuple(Move(t, stop, (t,)) for t, stop in zip(times, stops, strict=True))
+
+    def epsilon(self, predict: Predict, x: Tensor, t: float) -> Tensor:
+        """The noise in ``x`` at ``t``, after clipping where that is asked for."""
+        return self.both(predict, x, t)[0]
+
+    def both(self, predict: Predict, x: Tensor, t: float) -> tuple[Tensor, Tensor]:
+        """The noise and the clean data that the network sees in ``x`` at ``t``: (epsilon, x0)."""
+        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+        epsilon = predict(x, t)
+        x0 = (x - sigma * epsilon) / alpha
+        if self.clip:
+            x0 = x0.clamp(-1, 1)
+            epsilon = (x - alpha * x0) / sigma
+        return epsilon, x0
+
+
+def combine(weights: Sequence[float], predictions: Iterable[Tensor]) -> Tensor:
+    """The weighted sum of predictions, in their dtype; weights of 0 cost nothing."""
+    terms = [weight * prediction for weight, prediction in zip(weights, predictions, strict=True) if weight]
+    return reduce(add, terms)
+
+
+def build(name: str, schedule: NoiseSchedule, options: Mapping[str, Any] | None = None) -> Solver:
+    """The solver of this name with these options.
+
+    Raises:
+        InputError: an unknown solver or option, or a value the solver refuses.
+    """
+    solver: Solver = with_options("solvers", name, options or {}, schedule)
+    return solver
+
+
+def solve(
+    solver: Solver,
+    predict: Predict,
+    x: Tensor,
+    times: Sequence[float],
+    end: float | None = None,
+    noise: Noise | None = None,
+) -> Tensor:
+    """Samples along ``times`` from ``x``, pure noise at the first of them; the plain loop, for tests and users.
+
+    Args:
+        x: ``[B, ...]``.
+        noise: needed by stochastic solvers only.
+    """
+
+    def no_noise(_: int) -> Tensor:
+        raise InputError(f"{type(solver).__name__} with these options needs noise for its steps")
+
+    state = State(x)
+    for move in solver.moves(times, end):
+        state = solver.step(predict, state, move, noise or no_noise)
+    return state.x

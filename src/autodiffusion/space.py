@@ -1,0 +1,160 @@
+"""SearchSpace: which plans a search may try, and the operators that stay among them."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from autodiffusion.errors import InputError
+from autodiffusion.grids import check_steps, grid, spread
+from autodiffusion.plan import Option, Plan
+from autodiffusion.schedule import NoiseSchedule
+
+Positions = NDArray[np.int64]
+"""A plan's nodes as indices into ``SearchSpace.times``, strictly decreasing."""
+
+CONTINUOUS_NODES = 1001
+"""How many times a continuous solver may choose from: uniform, as in the paper's DPM-Solver search."""
+
+
+@dataclass(frozen=True, eq=False)
+class SearchSpace:
+    """All plans of ``steps`` steps of one solver, at ``times``.
+
+    Every operator returns a member of the space. Random numbers come from the generator that is passed in.
+
+    Attributes:
+        times: the allowed times, strictly increasing.
+        steps: number of steps of a plan, at least 1.
+        solver: its name.
+        solver_options: its options, the same for every plan.
+        free_end: whether the time at which the solver stops is searched too, as the paper does for DPM-Solver;
+            otherwise every plan ends in clean data.
+        gap: smallest distance of two neighbouring nodes, counted in ``times``.
+    """
+
+    times: tuple[float, ...]
+    steps: int
+    solver: str
+    solver_options: dict[str, Option] = field(default_factory=dict)
+    free_end: bool = False
+    gap: int = 1
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise InputError(f"steps = {self.steps} is out of range; a plan has at least 1 step")
+        if self.gap < 1:
+            raise InputError(f"gap = {self.gap} is out of range; neighbouring steps are at least 1 apart")
+        if (self.nodes - 1) * self.gap >= len(self.times):
+            raise InputError(
+                f"steps = {self.steps} do not fit: {self.nodes} nodes at least {self.gap} apart need more than "
+                f"the {len(self.times)} times there are"
+            )
+
+    @classmethod
+    def of(
+        cls,
+        schedule: NoiseSchedule,
+        steps: int,
+        solver: str,
+        solver_options: dict[str, Option] | None = None,
+        *,
+        continuous: bool = False,
+        free_end: bool = False,
+        gap: int = 1,
+    ) -> SearchSpace:
+        """The space of a model: its training time steps, or 1,001 real times for a ``continuous`` solver.
+
+        Raises:
+            InputError: ``steps`` outside 1 to T, or steps that do not fit ``gap`` apart.
+        """
+        check_steps(steps, schedule)
+        count = CONTINUOUS_NODES if continuous else len(schedule)
+        times = tuple(float(t) for t in np.linspace(0, len(schedule) - 1, count))
+        return cls(times, steps, solver, dict(solver_options or {}), free_end, gap)
+
+    @property
+    def nodes(self) -> int:
+        """How many times make a plan: its steps, and its end where that is free."""
+        return self.steps + self.free_end
+
+    @cached_property
+    def _index(self) -> dict[float, int]:
+        return {t: i for i, t in enumerate(self.times)}
+
+    def contains(self, plan: Plan) -> bool:
+        """Whether ``plan`` is a member."""
+        if (plan.solver, plan.solver_options, len(plan.steps)) != (self.solver, self.solver_options, self.steps):
+            return False
+        if (plan.end is not None) != self.free_end or any(step.skip for step in plan.steps):
+            return False
+        nodes = self._nodes_of(plan)
+        if any(t not in self._index for t in nodes):
+            return False
+        return bool(np.all(-np.diff(self.positions(plan)) >= self.gap))
+
+    def positions(self, plan: Plan) -> Positions:
+        """Where the nodes of a member lie in ``times``, ``[nodes]``, first step first."""
+        return np.array([self._index[t] for t in self._nodes_of(plan)], dtype=np.int64)
+
+    def plan(self, positions: ArrayLike) -> Plan:
+        """The member nearest to ``positions`` (any real numbers, ``[nodes]``): repaired where they do not fit."""
+        nodes = [self.times[int(i)] for i in self.repair(positions)]
+        end = nodes.pop() if self.free_end else None
+        return Plan.of(self.solver, nodes, end=end, solver_options=self.solver_options)
+
+    def repair(self, positions: ArrayLike) -> Positions:
+        """Rounded, ordered, inside the space and at least ``gap`` apart; what already fits is unchanged."""
+        ordered = np.sort(np.rint(np.asarray(positions, dtype=np.float64)))[::-1]
+        return spread(ordered, len(self.times), self.gap).astype(np.int64)
+
+    def nearest(self, times: Iterable[float]) -> Plan:
+        """The member nearest to ``nodes`` real times, first step first."""
+        return self.plan([self._nearest_position(t) for t in times])
+
+    def named(self, name: str, schedule: NoiseSchedule) -> Plan:
+        """The member nearest to a named grid; with a free end the grid's last node is the end."""
+        return self.nearest(grid(name, self.nodes, schedule, continuous=True))
+
+    def sample(self, rng: np.random.Generator) -> Plan:
+        """A member drawn evenly."""
+        # drawing from a line shortened by the gaps and putting them back makes every member equally likely
+        shortened = len(self.times) - (self.nodes - 1) * (self.gap - 1)
+        drawn = np.sort(rng.choice(shortened, self.nodes, replace=False))
+        return self.plan(drawn + np.arange(self.nodes) * (self.gap - 1))
+
+    def mutate(self, plan: Plan, rng: np.random.Generator, probability: float, scale: float = 0.0) -> Plan:
+        """Each node moves with ``probability``.
+
+        With ``scale`` 0 it moves to any unused time, evenly drawn (the paper's mutation); otherwise by a normal step of
+        ``scale`` times the whole range.
+        """
+        positions = self.positions(plan)
+        moved = rng.random(self.nodes) < probability
+        if scale > 0:
+            steps = rng.normal(0, scale * len(self.times), self.nodes)
+            # at least one position, in the drawn direction: rounding to no move would break the probability
+            steps = np.sign(steps) * np.maximum(np.abs(steps), 1)
+            return self.plan(np.where(moved, positions + steps, positions))
+        unused = np.setdiff1d(np.arange(len(self.times)), positions)
+        drawn = rng.choice(unused, int(moved.sum()), replace=False) if len(unused) >= moved.sum() else positions[moved]
+        positions[moved] = drawn
+        return self.plan(positions)
+
+    def cross(self, first: Plan, second: Plan, rng: np.random.Generator) -> Plan:
+        """Each node from either parent with equal probability; equal nodes are moved apart."""
+        choice = rng.random(self.nodes) < 0.5
+        return self.plan(np.where(choice, self.positions(first), self.positions(second)))
+
+    def _nodes_of(self, plan: Plan) -> Sequence[float]:
+        return plan.times if plan.end is None else (*plan.times, plan.end)
+
+    def _nearest_position(self, t: float) -> int:
+        right = bisect_left(self.times, t)
+        around = [i for i in (right - 1, right) if 0 <= i < len(self.times)]
+        return min(around, key=lambda i: abs(self.times[i] - t))

@@ -1,0 +1,7 @@
+"""Strategies: which plans to try next. One file a strategy; each ends in ``strategy = ITS_CLASS``. No torch here."""
+
+from __future__ import annotations
+
+from autodiffusion.strategies._base import Strategy, build
+
+__all__ = ["Strategy", "build"]

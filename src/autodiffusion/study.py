@@ -1,0 +1,122 @@
+"""Study: the ledger of a search on disk, from which it resumes at any point."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from autodiffusion.errors import InputError
+from autodiffusion.settings import Settings, read_yaml
+
+CONFIG, LEDGER, PLAN = "config.yaml", "study.jsonl", "plan.json"
+
+
+class Study:
+    """A folder with ``config.yaml``, ``study.jsonl`` (one event a line, only appended to), in the end ``plan.json``.
+
+    An event is one JSON object on one line, so that it is either there or not. Used as a context manager; one writer
+    at a time holds the folder.
+    """
+
+    def __init__(self, folder: Path, settings: Settings) -> None:
+        """Opens the study in ``folder``, beginning it where there is none.
+
+        Raises:
+            InputError: the folder cannot be written, holds something else, another configuration's study, or one that
+                is being written.
+        """
+        self.folder, self.settings = folder, settings
+        config = folder / CONFIG
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder}: is a file; give a folder with --out")
+        if config.exists():
+            if difference := settings.difference(stored_settings(folder)):
+                raise InputError(
+                    f"{folder}: holds a search with other settings ({difference}); give another folder with --out"
+                )
+        elif folder.exists() and any(folder.iterdir()):
+            raise InputError(f"{folder}: is not empty and holds no search; give another folder with --out")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(folder / ".lock")
+            self._lock.acquire(timeout=0)
+            if not config.exists():
+                write(config, settings.dump())
+            self.events = read_events(folder / LEDGER, mend=True)
+        except Timeout:
+            raise InputError(
+                f"{folder}: another process is writing this search; wait for it or give another folder"
+            ) from None
+        except OSError as error:
+            raise InputError(
+                f"{folder}: cannot be written ({error.strerror}); give another folder with --out"
+            ) from None
+
+    def __enter__(self) -> Study:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lock.release()
+
+    def record(self, event: dict[str, Any]) -> None:
+        """Appends an event and makes sure that it is on disk."""
+        line = json.dumps(event, allow_nan=False, separators=(",", ":"))
+        with open(self.folder / LEDGER, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.events.append(event)
+
+    def of_kind(self, kind: str) -> list[dict[str, Any]]:
+        """The events of one kind, oldest first."""
+        return [event for event in self.events if event["event"] == kind]
+
+
+def write(path: Path, text: str) -> None:
+    """Writes a file in one piece: a reader never sees half of it."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def stored_settings(folder: Path) -> Settings:
+    """The settings of the study in ``folder``."""
+    return Settings.of(where=str(folder / CONFIG), **read_yaml(folder / CONFIG))
+
+
+def read_events(path: Path, *, mend: bool = False) -> list[dict[str, Any]]:
+    """The events of a ledger. A torn last line, left by a writer that was killed, is dropped with a warning.
+
+    Args:
+        mend: cut the torn line off the file as well, so that the next event starts on a line of its own.
+
+    Raises:
+        InputError: a line other than the last cannot be read.
+    """
+    if not path.exists():
+        return []
+    *lines, torn = path.read_bytes().split(b"\n")
+    events = []
+    for number, line in enumerate(lines, 1):
+        try:
+            event = json.loads(line)
+        except ValueError:
+            event = None
+        if not isinstance(event, dict) or "event" not in event:
+            raise InputError(
+                f"{path}: line {number} is not an event of a search; restore the file or start in another folder"
+            )
+        events.append(event)
+    if torn:
+        warnings.warn(f"{path}: the last line was cut off and is dropped", stacklevel=2)
+        if mend:
+            os.truncate(path, sum(len(line) + 1 for line in lines))
+    return events

@@ -1,0 +1,190 @@
+"""Rules that no single module can keep: the weight of the import, the size of files, what no file may contain."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = [ROOT / name for name in ("src", "tests", "training", "bench", ".ci")]
+MAX_LINES = 300
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def python_files(*folders: Path) -> list[Path]:
+    return sorted(path for folder in folders for path in folder.rglob("*.py"))
+
+
+def written_files() -> list[Path]:
+    """What people wrote: the text files at the top and in the named folders."""
+    below = (path for folder in FOLDERS for path in folder.rglob("*") if "__pycache__" not in path.parts)
+    files = [path for path in (*ROOT.glob("*"), *ROOT.glob(".pre-commit*"), *below) if path.is_file()]
+    return sorted(path for path in files if b"\0" not in path.read_bytes()[:4096] and path.suffix != ".safetensors")
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+# the weight of `import autodiffusion`
+
+HEAVY = {"diffusers", "transformers", "matplotlib", "scipy", "typer", "rich", "torchvision", "torch_fidelity"}
+
+
+def loaded_after(statement: str) -> set[str]:
+    """The modules in a fresh interpreter after ``statement``."""
+    code = f"{statement}\nimport sys\nprint(*sys.modules, sep='\\n')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_import_brings_nothing_heavy() -> None:
+    # torch alone is 1,100 modules and what comes with it is free; diffusers would be 1,200 more, scipy.stats 700
+    with_torch = loaded_after("import torch")
+    ours = loaded_after("import torch, autodiffusion")
+    assert "autodiffusion" in ours
+    added = {name.partition(".")[0] for name in ours - with_torch}
+    assert not added & HEAVY
+    assert len(ours - with_torch) < 200
+
+
+# files
+
+
+def test_source_files_are_short() -> None:
+    lengths = {relative(path): len(path.read_text().splitlines()) for path in python_files(ROOT / "src")}
+    assert len(lengths) > 5
+    assert not {name: lines for name, lines in lengths.items() if lines >= MAX_LINES}
+
+
+FORBIDDEN_IMPORTS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+NEEDED_ARGUMENT = {
+    "torch.load": "weights_only=True",
+    "np.load": "allow_pickle=False",
+    "numpy.load": "allow_pickle=False",
+}
+
+
+def faults(source: str) -> Iterator[tuple[int, str]]:
+    """Where ``source`` could run code that came with data: (line, what)."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.partition(".")[0] in FORBIDDEN_IMPORTS:
+                    yield node.lineno, f"import {alias.name}"
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in FORBIDDEN_IMPORTS:
+            yield node.lineno, f"from {node.module} import"
+        elif isinstance(node, ast.ImportFrom) and node.module in ("torch", "numpy"):
+            if any(alias.name == "load" for alias in node.names):  # would hide from the check of calls
+                yield node.lineno, f"from {node.module} import load"
+        elif isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            if name.removeprefix("builtins.") in ("eval", "exec", "__import__"):
+                yield node.lineno, name
+            if name in NEEDED_ARGUMENT and NEEDED_ARGUMENT[name] not in map(ast.unparse, node.keywords):
+                yield node.lineno, f"{name} without {NEEDED_ARGUMENT[name]}"
+
+
+def test_nothing_runs_code_that_came_with_data() -> None:
+    found = [
+        f"{relative(path)}:{line}: {what}" for path in python_files(*FOLDERS) for line, what in faults(path.read_text())
+    ]
+    assert not found
+
+
+@pytest.mark.parametrize(
+    ("source", "what"),
+    [
+        ("x = eval('1')", "eval"),
+        ("import builtins; builtins.exec('1')", "builtins.exec"),
+        ("import pickle", "import pickle"),
+        ("from marshal import loads", "from marshal import"),
+        ("torch.load(path)", "torch.load without weights_only=True"),
+        ("torch.load(path, weights_only=False)", "torch.load without weights_only=True"),
+        ("def f():\n    return np.load(path, mmap_mode='r')", "np.load without allow_pickle=False"),
+        ("numpy.load(path, allow_pickle=True)", "numpy.load without allow_pickle=False"),
+        ("from torch import Tensor, load", "from torch import load"),
+    ],
+)
+def test_faults_are_seen(source: str, what: str) -> None:
+    assert [found for _, found in faults(source)] == [what]
+
+
+def test_the_harmless_passes() -> None:
+    source = "model.eval()\ntorch.load(p, weights_only=True)\nnp.load(p, allow_pickle=False)\njson.load(f)\n# eval(x)"
+    assert not list(faults(source))
+
+
+# folders of one machine and addresses of package indexes, spelled so that this file is not found
+PLACES = re.compile(
+    r"(?<![\w.~-])/(?:" + "|".join(["wor" + "k", "ro" + "ot", "hom" + "e", "op" + "t", "Use" + "rs"]) + r")/"
+    r"|\bshar" + r"ed/"
+    r"|pyp" + r"i\.org|pythonhos" + r"ted|extra-index" + r"-url|find-lin" + r"ks",
+    re.IGNORECASE,
+)
+
+
+def test_no_file_names_a_place_on_one_machine() -> None:
+    files = written_files()
+    assert len(files) > 15
+    found = [
+        f"{relative(path)}: {match.group()}"
+        for path in files
+        for match in PLACES.finditer(path.read_text(errors="replace"))
+    ]
+    assert not found
+
+
+@pytest.mark.parametrize(
+    "text", ["see /" + "work/main", "'/ho" + "me/me/x'", "shar" + "ed/golden", "https://pyp" + "i.org/x"]
+)
+def test_such_places_are_seen(text: str) -> None:
+    assert PLACES.search(text)
+
+
+@pytest.mark.parametrize("text", ["network/layers", "the noise is shared by all plans", "runs/work/1", "homes"])
+def test_ordinary_words_pass(text: str) -> None:
+    assert not PLACES.search(text)
+
+
+# the pins
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def pins() -> dict[str, str]:
+    """Package to version, as constraints.txt has them; asserts the form of every line."""
+    found = {}
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        match = re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([0-9][A-Za-z0-9.!]*)", line)
+        assert match, f"constraints.txt: {line!r} is not name==version"
+        assert normal(match[1]) not in found, f"constraints.txt: {match[1]} stands there twice"
+        found[normal(match[1])] = match[2]
+    return found
+
+
+def test_pins_are_plain() -> None:
+    names = list(pins())
+    assert names == sorted(names)
+    assert "torchvision" not in names  # what the index has wants another build of torch
+
+
+def test_every_dependency_is_pinned_within_its_range() -> None:
+    pinned = pins()
+    for text in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]:
+        requirement = Requirement(text)
+        assert requirement.specifier.contains(pinned[normal(requirement.name)]), text

@@ -1,0 +1,376 @@
+"""Metrics against closed forms, naive computations and other libraries."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import scipy.linalg
+import scipy.stats
+import torch
+
+from autodiffusion.errors import InputError
+from autodiffusion.features import Features
+from autodiffusion.metrics import KL, Interval, Metric, build, frechet_distance, interval
+from autodiffusion.metrics.inception_score import InceptionScore
+from autodiffusion.names import known
+from autodiffusion.reference import Reference
+
+FEATURE_METRICS = [name for name in known("metrics") if name != "kl"]
+
+
+def random(seed: int) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def of(array: np.ndarray, logits: np.ndarray | None = None) -> Features:
+    return Features(
+        torch.from_numpy(np.asarray(array, np.float32)),
+        None if logits is None else torch.from_numpy(np.asarray(logits, np.float32)),
+    )
+
+
+def reference(array: np.ndarray, **more: object) -> Reference:
+    return Reference.of(of(array), None, **more)
+
+
+def correlated(rng: np.random.Generator, count: int, dimension: int) -> np.ndarray:
+    mix = rng.normal(size=(dimension, dimension)) / math.sqrt(dimension)
+    return rng.normal(size=(count, dimension)) @ mix + rng.normal(size=dimension)
+
+
+def metric(name: str, given: Reference) -> Metric:
+    made = build(name, given)
+    assert isinstance(made, Metric)
+    return made
+
+
+def fid_by_sqrtm(samples: np.ndarray, ref: Reference) -> float:
+    """The textbook formula with SciPy's matrix square root of the product of the covariances."""
+    sigma = np.cov(samples, rowvar=False)
+    root = scipy.linalg.sqrtm(sigma @ ref.sigma)
+    return float(((samples.mean(0) - ref.mu) ** 2).sum() + np.trace(sigma + ref.sigma) - 2 * np.trace(root).real)
+
+
+# --- Frechet distance
+
+
+def test_frechet_distance_of_diagonal_gaussians() -> None:
+    rng = random(0)
+    mu1, mu2 = rng.normal(size=(2, 7))
+    a, b = rng.uniform(0.1, 3, size=(2, 7))
+    expected = ((mu1 - mu2) ** 2).sum() + ((a - b) ** 2).sum()
+    assert frechet_distance(mu1, np.diag(a**2), mu2, np.diag(b**2)) == pytest.approx(expected, rel=1e-12)
+
+
+def test_frechet_distance_of_gaussians_that_share_axes_other_than_the_coordinates() -> None:
+    rng = random(1)
+    axes = np.linalg.qr(rng.normal(size=(6, 6)))[0]
+    a, b = rng.uniform(0.1, 3, size=(2, 6))
+    mu = rng.normal(size=6)
+    distance = frechet_distance(mu, axes @ np.diag(a**2) @ axes.T, mu, axes @ np.diag(b**2) @ axes.T)
+    assert distance == pytest.approx(((a - b) ** 2).sum(), rel=1e-12)
+
+
+def test_frechet_distance_of_degenerate_gaussians_is_the_distance_of_points() -> None:
+    zero = np.zeros((3, 3))
+    assert frechet_distance(np.zeros(3), zero, np.array([1.0, 2, 2]), zero) == pytest.approx(9)
+
+
+@pytest.mark.parametrize("count", [200, 41, 40])
+def test_fid_equals_the_textbook_formula(count: int) -> None:
+    rng = random(2)
+    ref = reference(correlated(rng, 500, 40))
+    samples = of(correlated(rng, count, 40))
+    expected = fid_by_sqrtm(samples.vectors.double().numpy(), ref)
+    # with 40 samples the covariance is singular, where sqrtm itself loses half its digits
+    assert metric("fid", ref).value(samples) == pytest.approx(expected, rel=1e-6 if count > 41 else 1e-5)
+
+
+@pytest.mark.parametrize("count", [12, 63, 64, 65, 300])
+def test_fid_is_the_frechet_distance_on_both_sides_of_as_many_samples_as_features(count: int) -> None:
+    rng = random(3)
+    ref = reference(correlated(rng, 1000, 64))
+    samples = of(correlated(rng, count, 64))
+    vectors = samples.vectors.double().numpy()
+    slow = frechet_distance(vectors.mean(0), np.cov(vectors, rowvar=False), ref.mu, ref.sigma)
+    assert metric("fid", ref).value(samples) == pytest.approx(slow, rel=1e-4)
+
+
+def test_fid_of_the_reference_itself_is_nothing() -> None:
+    data = correlated(random(4), 400, 16)
+    assert metric("fid", reference(data)).value(of(data)) == pytest.approx(0, abs=1e-9)
+
+
+def test_fid_does_not_lose_digits_to_float32_features_far_from_zero() -> None:
+    rng = random(5)
+    real = (rng.normal(size=(3000, 8)) + 500).astype(np.float32)
+    made = (rng.normal(size=(3000, 8)) + 500).astype(np.float32)
+    ref = reference(real)
+    assert metric("fid", ref).value(of(made)) == pytest.approx(fid_by_sqrtm(made.astype(np.float64), ref), rel=1e-6)
+
+
+# --- kernel inception distance
+
+
+def naive_mmd(x: np.ndarray, y: np.ndarray) -> float:
+    def k(a: np.ndarray, b: np.ndarray) -> float:
+        return (float(a @ b) / len(a) + 1) ** 3
+
+    n, m = len(x), len(y)
+    xx = sum(k(x[i], x[j]) for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
+    yy = sum(k(y[i], y[j]) for i in range(m) for j in range(m) if i != j) / (m * (m - 1))
+    return xx + yy - 2 * sum(k(a, b) for a in x for b in y) / (n * m)
+
+
+def test_kid_equals_the_naive_sum_over_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random(6)
+    real, made = of(correlated(rng, 23, 5)), of(correlated(rng, 31, 5))
+    expected = naive_mmd(made.vectors.double().numpy(), real.vectors.double().numpy())
+    assert metric("kid", Reference.of(real, None)).value(made) == pytest.approx(expected, rel=1e-9)
+    monkeypatch.setattr("autodiffusion.metrics.kid.ROWS", 7)  # blocks that do not divide the counts
+    assert metric("kid", Reference.of(real, None)).value(made) == pytest.approx(expected, rel=1e-9)
+
+
+def test_kid_is_unbiased_and_its_standard_error_is_right() -> None:
+    rng = random(7)
+    real = rng.normal(size=(300, 4))
+    kid = build("kid", reference(real))
+    draws = [of(rng.normal(size=(20, 4)) * 1.2 + 0.3) for _ in range(1500)]
+    values = np.array([kid.value(draw) for draw in draws])
+    variances = np.array([kid._pairs(draw).variance for draw in draws])
+    many = kid.value(of(rng.normal(size=(6000, 4)) * 1.2 + 0.3))
+    assert abs(values.mean() - many) < 4 * values.std() / math.sqrt(len(values))
+    assert variances.mean() == pytest.approx(values.var(ddof=1), rel=0.15)
+    assert kid.standard_error(draws[0]) == pytest.approx(math.sqrt(variances[0]))
+
+
+def test_kid_is_never_certain_of_samples_like_the_reference() -> None:
+    """The unbiased variance is negative for about half of such samples; the standard error still is the true one."""
+    rng = random(21)
+    kid = build("kid", reference(rng.normal(size=(3000, 3))))
+    draws = [of(rng.normal(size=(50, 3))) for _ in range(200)]
+    assert min(kid._pairs(draw).variance for draw in draws) < 0
+    errors = np.array([kid.standard_error(draw) for draw in draws])
+    assert errors.min() > 0
+    assert math.sqrt(np.square(errors).mean()) == pytest.approx(np.std([kid.value(draw) for draw in draws]), rel=0.35)
+
+
+def test_kid_of_equal_distributions_is_around_zero() -> None:
+    rng = random(8)
+    values = []
+    for _ in range(300):
+        values.append(build("kid", reference(rng.normal(size=(25, 3)))).value(of(rng.normal(size=(25, 3)))))
+    assert abs(np.mean(values)) < 4 * np.std(values) / math.sqrt(len(values))
+    assert min(values) < 0 < max(values)
+
+
+# --- inception score
+
+
+def test_inception_score_equals_scipys_entropies() -> None:
+    logits = random(9).normal(size=(50, 6)) * 3
+    given = scipy.special.softmax(logits.astype(np.float32).astype(np.float64), axis=1)
+    ref = reference(random(9).normal(size=(9, 2)))
+
+    def score(p: np.ndarray) -> float:
+        return math.exp(np.mean(scipy.stats.entropy(p, p.mean(0)[None], axis=1)))
+
+    samples = of(np.zeros((50, 2)), logits)
+    assert InceptionScore(ref).value(samples) == pytest.approx(score(given), rel=1e-9)
+    parts = np.mean([score(part) for part in np.split(given, 5)])
+    assert InceptionScore(ref, splits=5).value(samples) == pytest.approx(parts, rel=1e-9)
+
+
+def test_inception_score_lies_between_one_and_the_number_of_classes() -> None:
+    score = InceptionScore(reference(np.eye(2)))
+    certain = np.full((30, 10), -200.0)
+    certain[np.arange(30), np.arange(30) % 10] = 200
+    assert score.value(of(np.zeros((30, 2)), certain)) == pytest.approx(10)
+    assert score.value(of(np.zeros((30, 2)), np.tile(certain[:1], (30, 1)))) == pytest.approx(1)
+    assert score.value(of(np.zeros((30, 2)), np.zeros((30, 10)))) == pytest.approx(1)
+
+
+# --- precision and recall
+
+
+def naive_share_inside(points: np.ndarray, centres: np.ndarray, k: int = 3) -> float:
+    inside = 0
+    reach = [sorted(math.dist(a, b) for j, b in enumerate(centres) if j != i)[k - 1] for i, a in enumerate(centres)]
+    for point in points:
+        inside += any(math.dist(point, c) <= r for c, r in zip(centres, reach, strict=True))
+    return inside / len(points)
+
+
+def test_precision_and_recall_equal_a_naive_computation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autodiffusion.metrics._manifold.ROWS", 16)
+    rng = random(10)
+    real, made = of(rng.normal(size=(60, 3))), of(rng.normal(size=(45, 3)) * 0.7 + 0.6)
+    ref = Reference.of(real, None)
+    x, y = made.vectors.double().numpy(), real.vectors.double().numpy()
+    precision, recall = naive_share_inside(x, y), naive_share_inside(y, x)
+    assert 0 < recall < precision < 1
+    assert metric("precision", ref).value(made) == precision
+    assert metric("recall", ref).value(made) == recall
+
+
+def test_precision_and_recall_in_the_limits() -> None:
+    rng = random(11)
+    real = rng.normal(size=(200, 4))
+    ref = reference(real)
+    precision, recall = metric("precision", ref), metric("recall", ref)
+    assert precision.value(of(real)) == recall.value(of(real)) == 1
+    assert precision.value(of(real + 100)) == recall.value(of(real + 100)) == 0
+    collapsed = of(np.repeat(real[:1], 50, axis=0))  # one real image, again and again
+    assert precision.value(collapsed) == 1
+    assert recall.value(collapsed) <= 1 / 200
+    scattered = of(np.concatenate([real, real + 100]))  # all that is real, and as much that is not
+    assert precision.value(scattered) == 0.5
+    assert recall.value(scattered) == 1
+
+
+# --- the variational bound
+
+
+def test_kl_equals_the_closed_form_between_the_posteriors() -> None:
+    """Ho et al. 2020, equations 6 and 7: posteriors given the true and the predicted x_0, as explicit Gaussians."""
+    rng = random(12)
+    alphas_cumprod = np.array([0.02, 0.2, 0.55, 0.9, 0.99])  # at the steps in order and at the end
+    log_snr = 0.5 * np.log(alphas_cumprod / (1 - alphas_cumprod))
+    images, dimensions = 6, 5
+    x0, noise = rng.uniform(-1, 1, size=(images, dimensions)), rng.normal(size=(4, images, dimensions))
+    guess = x0 + rng.normal(size=(4, images, dimensions)) * 0.3
+
+    def posterior(clean: np.ndarray, x_t: np.ndarray, now: float, after: float) -> tuple[np.ndarray, float]:
+        beta = 1 - now / after
+        mean = (math.sqrt(after) * beta * clean + math.sqrt(now / after) * (1 - after) * x_t) / (1 - now)
+        return mean, (1 - after) / (1 - now) * beta
+
+    total = 0.0
+    for k, (now, after) in enumerate(pairwise(alphas_cumprod)):
+        x_t = math.sqrt(now) * x0 + math.sqrt(1 - now) * noise[k]
+        (mean, variance), (predicted, _) = posterior(x0, x_t, now, after), posterior(guess[k], x_t, now, after)
+        total += ((mean - predicted) ** 2 / (2 * variance)).mean()
+    kl = KL(with_images())
+    assert kl.value(log_snr, ((x0 - guess) ** 2).mean(2)) == pytest.approx(total / math.log(2), rel=1e-12)
+
+
+def with_images() -> Reference:
+    return reference(random(0).normal(size=(4, 2)), images=torch.zeros(4, 1, 2, 2, dtype=torch.uint8))
+
+
+def test_kl_interval_covers_the_expectation() -> None:
+    rng, kl, hits = random(13), KL(with_images()), 0
+    log_snr = np.array([-1.0, 0.0, 0.5])
+    expectation = 0.5 * (math.exp(1) - math.exp(-2)) / math.log(2)  # errors of mean 1 throughout
+    for trial in range(100):
+        found = kl.interval(log_snr, rng.exponential(size=(2, 60)), resamples=200, seed=trial)
+        hits += found.low <= expectation <= found.high
+        assert found.low < found.value < found.high
+    assert 86 <= hits <= 99
+
+
+def test_kl_refuses_what_it_cannot_use() -> None:
+    kl = KL(with_images())
+    with pytest.raises(InputError, match=r"log_snr \[2\] and errors \[2, 3\]"):
+        kl.value([0.0, 1.0], np.ones((2, 3)))
+    with pytest.raises(InputError, match="must not decrease"):
+        kl.value([0.0, 1.0, 0.5], np.ones((2, 3)))
+    with pytest.raises(InputError, match="finite"):
+        kl.value([0.0, math.inf], np.ones((1, 3)))
+    assert kl.value([0.0, 1.0], [[1.0, math.nan]]) == math.inf
+    assert kl.interval([0.0, 1.0], [[1.0, math.nan]]) == Interval(math.inf, math.inf, math.inf)
+    assert kl.value([0.0, 0.0], [[1.0, 2.0]]) == 0
+
+
+# --- every metric of features
+
+
+@pytest.mark.parametrize("name", FEATURE_METRICS)
+def test_every_metric_ranks_good_samples_above_bad_ones(name: str) -> None:
+    rng = random(14)
+    real = rng.normal(size=(300, 6))
+    judge = metric(name, reference(real))
+    sure, unsure = rng.normal(size=(2, 200, 5)) * [[[8.0]], [[0.1]]]
+    good, bad = of(rng.normal(size=(200, 6)), sure), of(rng.normal(size=(200, 6)) * 0.2 + 4, unsure)
+    sign = 1 if judge.better == "higher" else -1
+    assert sign * judge.value(good) > sign * judge.value(bad)
+
+
+@pytest.mark.parametrize("name", FEATURE_METRICS)
+def test_every_metric_gives_the_worst_value_to_samples_that_are_not_finite(name: str) -> None:
+    judge = metric(name, reference(random(15).normal(size=(30, 3))))
+    broken = np.zeros((20, 3))
+    broken[4, 1] = np.nan
+    samples = of(broken, broken)
+    worst = math.inf if judge.better == "lower" else -math.inf
+    assert judge.value(samples) == worst
+    assert interval(judge, samples) == Interval(worst, worst, worst)
+
+
+@pytest.mark.parametrize("name", FEATURE_METRICS)
+def test_every_metric_has_an_interval_around_its_value_that_shrinks_and_repeats(name: str) -> None:
+    rng = random(16)
+    judge = metric(name, reference(rng.normal(size=(150, 3))))
+    few, many = (of(rng.normal(size=(n, 3)) + 0.5, rng.normal(size=(n, 4))) for n in (40, 400))
+    narrow, wide = interval(judge, many, resamples=60), interval(judge, few, resamples=60)
+    for found, samples in ((narrow, many), (wide, few)):
+        assert found.low < found.value < found.high
+        assert found.value == judge.value(samples)
+    assert narrow.high - narrow.low < wide.high - wide.low
+    assert interval(judge, few, resamples=60) == wide
+    half = interval(judge, few, resamples=60, level=0.5)
+    assert half.high - half.low < wide.high - wide.low
+
+
+@pytest.mark.parametrize("name", ["fid", "kid", "precision", "recall"])
+def test_intervals_cover_what_other_samples_of_the_same_number_give(name: str) -> None:
+    rng = random(17)
+    judge = metric(name, reference(rng.normal(size=(100, 6))))
+
+    def draw() -> Features:
+        return of(rng.normal(size=(200, 6)) + 0.4)
+
+    expectation = np.mean([judge.value(draw()) for _ in range(200)])
+    found = [interval(judge, draw(), resamples=50, seed=i) for i in range(60)]
+    assert 50 <= sum(i.low <= expectation <= i.high for i in found) <= 60  # 95 % is 57
+    widths = np.array([i.high - i.low for i in found]) / 2 / 1.96
+    assert widths.mean() == pytest.approx(np.std([judge.value(draw()) for _ in range(200)]), rel=0.3)
+
+
+def test_plain_percentiles_of_the_fid_would_leave_its_value_out() -> None:
+    """The reason for the shift: in many dimensions every resample is farther from the reference than the samples."""
+    rng = random(18)
+    judge = metric("fid", reference(rng.normal(size=(2000, 40))))
+    samples = of(rng.normal(size=(120, 40)))
+    at = judge.resampled(samples)
+    assert min(at(rng.integers(120, size=120)) for _ in range(50)) > judge.value(samples)
+    found = interval(judge, samples, resamples=50)
+    assert found.low < found.value < found.high
+
+
+def test_unusable_samples_and_names_are_refused() -> None:
+    ref = reference(random(19).normal(size=(10, 3)))
+    with pytest.raises(InputError, match=r"'fidd' is unknown .did you mean 'fid'"):
+        build("fidd", ref)
+    with pytest.raises(InputError, match="not a class derived from"):
+        build("math:sqrt", ref)
+    with pytest.raises(InputError, match="have 4 features and reference reference has 3"):
+        metric("fid", ref).value(of(np.zeros((5, 4))))
+    with pytest.raises(InputError, match="1 samples are too few"):
+        metric("fid", ref).value(of(np.zeros((1, 3))))
+    with pytest.raises(InputError, match="no logits"):
+        metric("inception_score", ref).value(of(np.zeros((5, 3))))
+    with pytest.raises(InputError, match="cannot be cut into 9"):
+        InceptionScore(ref, splits=9).value(of(np.zeros((5, 3)), np.zeros((5, 3))))
+    with pytest.raises(InputError, match="resamples at level"):
+        interval(metric("fid", ref), of(np.ones((5, 3))), level=1.0)
+    statistics = Reference(ref.mu, ref.sigma, name="published")
+    for name in ("kid", "precision", "recall"):
+        with pytest.raises(InputError, match=f"published: the {name} metric needs .* vectors of real images"):
+            build(name, statistics)
+    with pytest.raises(InputError, match="published: the kl metric needs real images"):
+        build("kl", statistics)
+    assert metric("fid", statistics).value(of(np.ones((5, 3)))) > 0
