@@ -28,7 +28,7 @@ def denoise(x: Tensor, t: float, schedule: NoiseSchedule) -> Tensor:
     centres = images().to(x).flatten(1)
     flat = x.flatten(1)
     variance = alpha**2 * WIDTH**2 + sigma**2
-    weights = torch.softmax(-torch.cdist(flat, alpha * centres) ** 2 / (2 * variance), dim=1)
+    weights = torch.softmax(-(torch.cdist(flat, alpha * centres) ** 2) / (2 * variance), dim=1)
     mean = weights @ centres
     return (mean + alpha * WIDTH**2 / variance * (flat - alpha * mean)).view_as(x)
 

@@ -18,7 +18,7 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = [ROOT / name for name in ("src", "tests", "training", "bench", ".ci")]
+FOLDERS = [ROOT / name for name in ("src", "tests", "training", "bench", "docs", ".ci")]
 MAX_LINES = 300
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 

@@ -19,7 +19,12 @@ from data import digits
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from torch.nn import functional
 
-NULL_CLASS = 10
+from autodiffusion.confirm import confirm, figure
+from autodiffusion.judge import find_reference, plan_of, prepare
+from autodiffusion.models import load
+from autodiffusion.models.mnist import FOLDER, NULL_CLASS
+
+REFERENCE = FOLDER / "reference.npz"
 
 
 def network() -> UNet2DModel:
@@ -52,12 +57,21 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--ema", type=float, default=0.9985)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--fid-samples", type=int, default=5000)
+    parser.add_argument("--only-fid", action="store_true", help="train nothing; print the FID of the network in --out")
     args = parser.parse_args()
+    if not args.only_fid:
+        train(args)
+    print_fid(args.out, args.fid_samples)
+
+
+def train(args: argparse.Namespace) -> None:
+    """Trains, saving after each epoch."""
 
     torch.manual_seed(args.seed)
     images, labels = digits(args.data, "train")
-    unet = UNet2DModel.from_pretrained(args.init, subfolder="unet", torch_dtype=torch.float32) if args.init else network()
-    unet = unet.to(memory_format=torch.channels_last).train()
+    unet = UNet2DModel.from_pretrained(args.init, subfolder="unet", low_cpu_mem_usage=False) if args.init else network()
+    unet = unet.float().to(memory_format=torch.channels_last).train()
     average = copy.deepcopy(unet).eval()
     scheduler = DDIMScheduler(
         num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2", prediction_type="epsilon", clip_sample=True
@@ -90,6 +104,15 @@ def main() -> None:
             total += loss.item()
         print(f"epoch {epoch + 1}: loss {total / batches:.5f}, {time.time() - start:.0f} s", flush=True)
         save(average, scheduler, args.out)
+
+
+def print_fid(folder: Path, samples: int) -> None:
+    """The FID of 100-step samples on the bundled feature network, and of a few and many steps for comparison."""
+    evaluator, source = prepare(load(str(folder), null_class=NULL_CLASS), "mnist", str(REFERENCE))
+    reference = find_reference(source, evaluator)
+    plans = {f"uniform:{steps}": plan_of(f"uniform:{steps}", evaluator.model) for steps in (4, 10, 100)}
+    for row in confirm(evaluator, reference, plans, ["fid"], samples, 0):
+        print(f"FID of {samples} samples by {row.name}: {figure(row.to_json()['scores']['fid'])}", flush=True)
 
 
 if __name__ == "__main__":

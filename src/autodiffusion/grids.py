@@ -23,12 +23,12 @@ def linspace(steps: int, schedule: NoiseSchedule) -> Floats:
 
 def trailing(steps: int, schedule: NoiseSchedule) -> Floats:
     """T - 1 and down from it by T / steps, rounded (Lin et al. 2024, table 2)."""
-    return np.round(np.arange(len(schedule), 0, -len(schedule) / steps)[:steps]) - 1
+    return np.asarray(np.round(np.arange(len(schedule), 0, -len(schedule) / steps)[:steps]) - 1, dtype=np.float64)
 
 
 def quadratic(steps: int, schedule: NoiseSchedule) -> Floats:
     """Squares of an even grid up to 0.8 T, dense near clean data (Song et al. 2021, appendix D.2)."""
-    return np.floor(np.linspace(np.sqrt(0.8 * len(schedule)), 0, steps) ** 2)
+    return np.asarray(np.floor(np.linspace(np.sqrt(0.8 * len(schedule)), 0, steps) ** 2), dtype=np.float64)
 
 
 def log_snr(steps: int, schedule: NoiseSchedule) -> Floats:

@@ -17,6 +17,7 @@ from autodiffusion.progress import Quiet
 from autodiffusion.reference import Reference
 from autodiffusion.reference import load as load_reference
 from autodiffusion.sampling import stretches
+from autodiffusion.solvers import build as build_solver
 
 SAMPLES = 2000
 """Of a teacher's reference, unless it is given as ``teacher:STEPS:SAMPLES``."""
@@ -43,12 +44,14 @@ def check_source(source: str, evaluator: Evaluator, metrics: Sequence[str]) -> R
     """The reference, if it exists already, with the metrics checked against it; ``None`` for a teacher's, made later.
 
     Raises:
-        InputError: it cannot be used, or lacks what a metric needs.
+        InputError: no metric is named, or the reference cannot be used, or it or the model lacks what a metric needs.
     """
+    if not metrics:
+        raise InputError("no metric is named; give one such as fid")
     if parse_teacher(source, evaluator.model) is None:
         reference = load_reference(source, evaluator.extractor)
         for name in metrics:
-            build(name, reference)
+            evaluator.check(build(name, reference))
         return reference
     for name in metrics:
         if resolve("metrics", name).needs == "errors":
@@ -113,8 +116,10 @@ def plan_of(name: str, model: Model, solver: str = "ddim", solver_options: dict[
     elif name.partition(":")[0] in GRIDS:
         kind, steps = parse(name)
         continuous = resolve("solvers", solver).continuous
+        options = {"clip": model.clip} | (solver_options or {})
+        build_solver(solver, model.schedule, options)  # says what is wrong with an option better than the plan can
         times = grid(kind, steps, model.schedule, continuous=continuous)
-        plan = Plan.of(solver, times, solver_options={"clip": model.clip} | (solver_options or {}))
+        plan = Plan.of(solver, times, solver_options=options)
     else:
         raise InputError(f"plan '{name}' is neither a file nor a grid such as uniform:4 {nearest(name, GRIDS)}")
     stretches(plan, model)

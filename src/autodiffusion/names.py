@@ -25,6 +25,9 @@ NOUNS = {
 }
 """Each room and the attribute that its files define."""
 
+BASES = {"solvers": "Solver", "metrics": "Metric", "strategies": "Strategy"}
+"""Rooms whose objects are classes, and what those derive from."""
+
 
 def known(room: str) -> list[str]:
     """The names that a room's files define, sorted."""
@@ -37,11 +40,19 @@ def resolve(room: str, name: str) -> Any:
     """The object that ``name`` stands for in ``room``.
 
     Raises:
-        InputError: no such file, module or attribute, or the module of the user's own failed to import.
+        InputError: no such file, module or attribute, the module of the user's own failed to import, or what it offers
+            is of another kind.
     """
     noun = NOUNS[room]
     if ":" in name:
-        return own(name, noun)
+        made = own(name, noun)
+        if room in BASES:
+            base = getattr(importlib.import_module(f"autodiffusion.{room}"), BASES[room])
+            if not (isinstance(made, type) and issubclass(made, base)):
+                raise InputError(
+                    f"{noun} '{name}': is not a class derived from autodiffusion.{room}.{base.__name__}; derive it"
+                )
+        return made
     if name not in known(room):
         raise InputError(f"{noun} '{name}' is unknown {nearest(name, known(room))}, or give package.module:attribute")
     return getattr(importlib.import_module(f"autodiffusion.{room}.{name.replace('++', '_pp')}"), noun)
@@ -50,14 +61,16 @@ def resolve(room: str, name: str) -> Any:
 def own(name: str, noun: str) -> Any:
     """The attribute that ``package.module:attribute`` names."""
     module_name, _, attribute = name.partition(":")
+    if not module_name or not attribute:
+        raise InputError(f"{noun} '{name}': is not package.module:attribute")
     try:
         module = importlib.import_module(module_name)
-        return getattr(module, attribute)
-    except AttributeError:
-        raise InputError(f"{noun} '{name}': module {module_name} has no attribute '{attribute}'") from None
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise InputError(f"{noun} '{name}': importing {module_name} failed ({reason})") from error
+    if not hasattr(module, attribute):
+        raise InputError(f"{noun} '{name}': module {module_name} has no attribute '{attribute}'")
+    return getattr(module, attribute)
 
 
 def with_options(room: str, name: str, options: Mapping[str, Any], *required: Any) -> Any:

@@ -48,8 +48,10 @@ class Arrays:
         version = npy.read_magic(stream)
         if version not in ((1, 0), (2, 0)):
             raise InputError(f"{self.path}: array '{key}' has named fields; give plain arrays")
-        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, _, dtype = read(stream)
+        if version == (1, 0):
+            shape, _, dtype = npy.read_array_header_1_0(stream)
+        else:
+            shape, _, dtype = npy.read_array_header_2_0(stream)
         if dtype.hasobject:
             raise InputError(
                 f"{self.path}: array '{key}' holds Python objects, which are never loaded; give plain arrays"

@@ -9,15 +9,34 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from autodiffusion.errors import InputError, one_line
 
 MAX_STEPS = 10_000
 MAX_BYTES = 16 * 2**20
 
+
+def _plain(value: object) -> object:
+    """One message for what an option may be, where a union of types would give one for each of them."""
+    if not isinstance(value, bool | int | float | str):
+        raise ValueError(f"{value!r} is not true or false, a number or a text")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value} is not a finite number")
+    return value
+
+
 Time = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Option = bool | int | float | str
+Option = Annotated[bool | int | float | str, BeforeValidator(_plain)]
 
 
 def tidy(value: float) -> float | int:
@@ -72,10 +91,7 @@ class Plan(BaseModel):
 
     @field_validator("solver_options")
     @classmethod
-    def _finite(cls, options: dict[str, Option]) -> dict[str, Option]:
-        for key, value in options.items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"{key} = {value} is not a finite number")
+    def _sorted_options(cls, options: dict[str, Option]) -> dict[str, Option]:
         return dict(sorted(options.items()))
 
     @model_validator(mode="after")
@@ -157,7 +173,7 @@ class Plan(BaseModel):
         """Writes the plan to ``path`` in one piece: a reader never sees half of it."""
         path = Path(path)
         partial = path.with_name(path.name + ".partial")
-        partial.write_text(self.to_json())
+        partial.write_text(self.to_json(), encoding="utf-8")
         os.replace(partial, path)
 
     @classmethod
@@ -171,7 +187,7 @@ class Plan(BaseModel):
         try:
             if path.stat().st_size > MAX_BYTES:
                 raise InputError(f"{path}: is larger than {MAX_BYTES} bytes and cannot be a plan")
-            text = path.read_text()
+            text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not a text file"
             raise InputError(f"{path}: cannot be read ({reason})") from None

@@ -139,7 +139,7 @@ def picture(images: Mapping[str, Tensor], path: Path, columns: int | None = None
     for axis, (name, batch) in zip(np.atleast_1d(axes), images.items(), strict=True):
         tiles = mosaic(batch, columns)
         axis.imshow(tiles.squeeze(-1), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        axis.set_title(name, fontsize=9)
+        axis.set_title(name, fontsize=9, parse_math=False)
         axis.set_axis_off()
     drawing.savefig(path, dpi=110, format="png")
 

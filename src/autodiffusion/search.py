@@ -112,10 +112,22 @@ def _prepare(settings: Settings) -> _Job:
         raise InputError(f"budget = {settings.budget} is less than one candidate costs, {price} network evaluations")
     evaluator, source = prepare(model, settings.features, settings.reference, settings.batch_size)
     reference = check_source(source, evaluator, [settings.metric, REPORTED])
+    _check_samples(settings, evaluator, reference)
+    if settings.teacher:
+        teacher_plan(model, settings.teacher)
     starts = {name: space.named(name, model.schedule) for name in settings.starts}
     strategy = build_strategy(settings.strategy, space, list(starts.values()), settings.seed, settings.strategy_options)
     resolved = {"solver_options": options, "free_end": free_end, "features": evaluator.extractor.name}
     return _Job(settings.model_copy(update=resolved), evaluator, reference, space, starts, strategy, evaluations)
+
+
+def _check_samples(settings: Settings, evaluator: Evaluator, reference: Reference | None) -> None:
+    """Raises :class:`InputError` where the metric has no value from so many samples."""
+    metric, count = resolve("metrics", settings.metric), min(settings.samples, settings.confirm_samples)
+    if issubclass(metric, KL) and reference is not None:
+        evaluator.bounds([], metric(reference), settings.samples, 0)  # of no plan: the real images are all it looks at
+    elif issubclass(metric, Metric) and count < metric.minimum:
+        raise InputError(f"metric {settings.metric}: {count} samples are too few; give {metric.minimum} or more")
 
 
 def _teacher(job: _Job, study: Study, progress: Quiet) -> Reference:

@@ -22,11 +22,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "finalists": 4,
         "confirm_samples": 2000,
         "evolution": {
-            "population": 20,
-            "generations": 12,
+            "population": 18,
+            "generations": 9,
             "parents": 6,
-            "mutations": 14,
-            "crossovers": 6,
+            "mutations": 13,
+            "crossovers": 5,
             "mutation_probability": 0.5,
             "initial_mutations": 0,
             "mutation_scale": 0.08,
@@ -104,7 +104,7 @@ class Settings(BaseModel):
     threads: Annotated[int, Field(ge=0)] = 0
 
     @classmethod
-    def of(cls, where: str = "settings", **given: Any) -> Settings:
+    def of(cls, where: str = "settings", /, **given: Any) -> Settings:
         """Settings from what was given, the rest from the preset; ``None`` counts as not given.
 
         Raises:
@@ -112,7 +112,7 @@ class Settings(BaseModel):
         """
         given = {key: value for key, value in given.items() if value is not None}
         preset = given.get("preset", "default")
-        if preset not in PRESETS:
+        if not isinstance(preset, str) or preset not in PRESETS:
             raise InputError(f"{where}: preset '{preset}' is unknown {nearest(str(preset), PRESETS)}")
         filled = {key: value for key, value in PRESETS[preset].items() if key != "evolution"}
         if given.get("strategy", "evolution") == "evolution":
@@ -147,7 +147,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         InputError: it cannot be read, or is not a mapping of names to values.
     """
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not a text file'})") from None
     except yaml.YAMLError as error:

@@ -14,7 +14,9 @@ from filelock import FileLock, Timeout
 from autodiffusion.errors import InputError
 from autodiffusion.settings import Settings, read_yaml
 
-CONFIG, LEDGER, PLAN = "config.yaml", "study.jsonl", "plan.json"
+CONFIG, LEDGER, PLAN, LOCK = "config.yaml", "study.jsonl", "plan.json", ".lock"
+FIRST = (LOCK, CONFIG + ".partial")
+"""All that a search leaves which is killed as it begins."""
 
 
 class Study:
@@ -32,23 +34,18 @@ class Study:
                 is being written.
         """
         self.folder, self.settings = folder, settings
-        config = folder / CONFIG
-        if folder.exists() and not folder.is_dir():
-            raise InputError(f"{folder}: is a file; give a folder with --out")
-        if config.exists():
-            if difference := settings.difference(stored_settings(folder)):
-                raise InputError(
-                    f"{folder}: holds a search with other settings ({difference}); give another folder with --out"
-                )
-        elif folder.exists() and any(folder.iterdir()):
-            raise InputError(f"{folder}: is not empty and holds no search; give another folder with --out")
         try:
+            self._check()
             folder.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(folder / ".lock")
+            self._lock = FileLock(folder / LOCK)
             self._lock.acquire(timeout=0)
-            if not config.exists():
-                write(config, settings.dump())
-            self.events = read_events(folder / LEDGER, mend=True)
+            try:
+                if not (folder / CONFIG).exists():
+                    write(folder / CONFIG, settings.dump())
+                self.events = read_events(folder / LEDGER, mend=True)
+            except BaseException:
+                self._lock.release()
+                raise
         except Timeout:
             raise InputError(
                 f"{folder}: another process is writing this search; wait for it or give another folder"
@@ -57,6 +54,19 @@ class Study:
             raise InputError(
                 f"{folder}: cannot be written ({error.strerror}); give another folder with --out"
             ) from None
+
+    def _check(self) -> None:
+        """Raises :class:`InputError` if the folder holds anything but this search; changes nothing."""
+        folder = self.folder
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder}: is a file; give a folder with --out")
+        if (folder / CONFIG).exists():
+            if difference := self.settings.difference(stored_settings(folder)):
+                raise InputError(
+                    f"{folder}: holds a search with other settings ({difference}); give another folder with --out"
+                )
+        elif folder.exists() and any(entry.name not in FIRST for entry in folder.iterdir()):
+            raise InputError(f"{folder}: is not empty and holds no search; give another folder with --out")
 
     def __enter__(self) -> Study:
         return self
@@ -89,7 +99,7 @@ def write(path: Path, text: str) -> None:
 
 def stored_settings(folder: Path) -> Settings:
     """The settings of the study in ``folder``."""
-    return Settings.of(where=str(folder / CONFIG), **read_yaml(folder / CONFIG))
+    return Settings.of(str(folder / CONFIG), **read_yaml(folder / CONFIG))
 
 
 def read_events(path: Path, *, mend: bool = False) -> list[dict[str, Any]]:

@@ -19,7 +19,6 @@ from autodiffusion.errors import InputError, RunError
 
 app = typer.Typer(
     add_completion=False,
-    no_args_is_help=True,
     rich_markup_mode=None,
     help="Finds at which few time steps to sample a pretrained diffusion model, without training.",
 )
@@ -35,7 +34,7 @@ def main() -> NoReturn:
     sys.path.insert(0, os.getcwd())  # so that package.module:attribute finds what lies where the user stands
     warnings.showwarning = _warn
     try:
-        status = app(standalone_mode=False)
+        status = app(prog_name="autodiffusion", standalone_mode=False)
     except InputError as error:
         sys.exit(_complain(str(error), 2))
     except RunError as error:
@@ -46,7 +45,8 @@ def main() -> NoReturn:
     except Exception as error:
         # what typer says of unknown or malformed options; which class that is differs between its versions
         if hasattr(error, "format_message"):
-            sys.exit(_complain(error.format_message() or "no verb given; autodiffusion --help lists them", 2))
+            command = getattr(getattr(error, "ctx", None), "command_path", "autodiffusion")
+            sys.exit(_complain(f"{error.format_message().rstrip('.')}; {command} --help lists what there is", 2))
         raise
     sys.exit(status if isinstance(status, int) else 0)
 

@@ -77,7 +77,10 @@ def pairs(texts: list[str] | None, option: str) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not equals or not name:
             raise InputError(f"{option} {text}: is not NAME=VALUE")
-        found[name] = yaml.safe_load(value)
+        try:
+            found[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise InputError(f"{option} {text}: the value is not a number, true, false or a text") from None
     return found
 
 

@@ -28,4 +28,5 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
         scores = [figure(row["scores"][name]) if name in row["scores"] else str(row["problem"]) for name in metrics]
         plan = describe(Plan.model_validate(row["plan"])) if len(row["plan"]["steps"]) <= 20 else "..."
         table.add_row(row["name"], str(row["nfe"]), *scores, plan)
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    # what the user named is printed as it is: neither markup nor emoji
+    Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False, highlight=False).print(table)

@@ -58,7 +58,7 @@ def evaluate_command(
     loaded = load_model(model, device, dtype, guidance_scale, classes, null_class, schedule, threads)
     chosen = load_plan(plan, loaded, solver, solver_option)
     evaluator, source = prepare(loaded, features, reference, batch_size)
-    metrics = [name for name in metric.split(",") if name]
+    metrics = [name.strip() for name in metric.split(",") if name.strip()]
     reference_found = check_source(source, evaluator, metrics)
     evaluations = nfe(chosen, loaded)
     with Shown() as progress:

@@ -70,11 +70,11 @@ class Metric(Criterion):
             InputError: too few samples, no logits where they are needed, or features of another length than the
                 reference's.
         """
-        return self.measure(features) if self._fit(features) else self.worst
+        return self.measure(features) if self.fits(features) else self.worst
 
     def interval(self, features: Features, resamples: int = 200, seed: int = 0, level: float = 0.95) -> Interval:
         """See :func:`interval`. A subclass that knows its own sampling error may do better than the bootstrap."""
-        if not self._fit(features):
+        if not self.fits(features):
             return Interval(self.worst, self.worst, self.worst)
         at, value = self.resampled(features), self.measure(features)
         return bootstrap(at, len(features), value, resamples, seed, level, self.draw)
@@ -88,8 +88,12 @@ class Metric(Criterion):
         """The numbers of one resample of ``count`` samples: as many, with replacement."""
         return random.integers(count, size=count)
 
-    def _fit(self, features: Features) -> bool:
-        """Whether all features are finite; whether they fit at all is raised."""
+    def fits(self, features: Features) -> bool:
+        """Whether all features are finite.
+
+        Raises:
+            InputError: they do not fit at all, as :meth:`value` says.
+        """
         if len(features) < self.minimum:
             raise InputError(
                 f"metric {type(self).__name__}: {len(features)} samples are too few; give {self.minimum} or more"

@@ -89,7 +89,7 @@ class KID(Metric):
 
         A resample holds samples more than once, and pairs of the same image are what an unbiased estimate leaves out.
         """
-        if not self._fit(features):
+        if not self.fits(features):
             return Interval(self.worst, self.worst, self.worst)
         pairs = self._pairs(features)
         half = NormalDist().inv_cdf((1 + level) / 2) * pairs.standard_error

@@ -19,6 +19,7 @@ SCHEDULES: dict[str, Callable[[], NoiseSchedule]] = {
     "scaled_linear": NoiseSchedule.scaled_linear,
     "cosine": NoiseSchedule.cosine,
 }
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def load(
@@ -44,16 +45,17 @@ def load(
     """
     if schedule is not None and schedule not in SCHEDULES:
         raise InputError(f"schedule '{schedule}' is unknown {nearest(schedule, SCHEDULES)}")
+    if dtype not in DTYPES:
+        raise InputError(f"dtype '{dtype}' is unknown {nearest(dtype, DTYPES)}")
     try:
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).cpu()  # there and back: the meta device has no numbers to give back
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device '{device}' cannot be used ({str(error).splitlines()[0]}); cpu always can") from None
     given: dict[str, Any] = {"guidance_scale": guidance_scale, "classes": classes, "null_class": null_class}
     given = {key: value for key, value in given.items() if value is not None}
-    number_type: torch.dtype = getattr(torch, dtype)
     if ":" in name:
-        return _own(name, given, device, number_type)
-    built_in = {"device": device, "dtype": number_type, **given}
+        return _own(name, given, device, DTYPES[dtype])
+    built_in = {"device": device, "dtype": DTYPES[dtype], **given}
     if name in known("models"):
         model: Model = resolve("models", name)(**built_in)
         return model

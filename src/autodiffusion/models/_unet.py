@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+import textwrap
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from autodiffusion.errors import InputError
+from autodiffusion.errors import InputError, nearest
 from autodiffusion.models._model import Model
+from autodiffusion.names import known
 from autodiffusion.schedule import NoiseSchedule
 
 
@@ -34,28 +40,12 @@ def load_unet(
     """
     from diffusers import UNet2DModel
 
-    subfolder = {"subfolder": "unet"}
-    config = _config(name, subfolder)
-    if config is None:
-        subfolder, config = {}, _config(name, {})
-    if config is None:
-        raise InputError(_nothing(name))
+    config, place = _network(name)
     kind = config.get("_class_name")
     if kind != "UNet2DModel":
         raise InputError(f"model '{name}': its network is a {kind}; this version samples UNet2DModel only")
     scheduler = _scheduler(name)
-    if schedule is None:
-        if scheduler is None:
-            raise InputError(
-                f"model '{name}': no scheduler beside the network says how it was trained; "
-                "give --schedule linear, scaled_linear or cosine"
-            )
-        if "beta_schedule" not in scheduler and scheduler.get("trained_betas") is None:
-            raise InputError(
-                f"model '{name}': scheduler {scheduler.get('_class_name')} is not of a variance-preserving model "
-                "with discrete time steps"
-            )
-        schedule = NoiseSchedule.from_config(scheduler)
+    schedule = schedule or _schedule(name, scheduler)
     labels = config.get("num_class_embeds")
     if labels is None and (classes is not None or null_class is not None):
         raise InputError(f"model '{name}': has no class embedding; leave --classes and --null-class out")
@@ -65,18 +55,31 @@ def load_unet(
             raise InputError(
                 f"model '{name}': {classes} classes and null class {null_class} do not fit {labels} class embeddings"
             )
-    try:
-        unet = UNet2DModel.from_pretrained(
-            name, torch_dtype=dtype, use_safetensors=True, low_cpu_mem_usage=False, **subfolder
+    channels, answers = config.get("in_channels"), config.get("out_channels")
+    if not channels or answers not in (channels, 2 * channels):
+        raise InputError(
+            f"model '{name}': its network makes {answers} channels of {channels}; one that denoises makes as many, "
+            "or twice as many where it has learned its variance"
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"model '{name}': its weights cannot be loaded ({reason}); safetensors are needed") from None
-    except Exception as error:  # safetensors raises its own class on a truncated file
-        raise InputError(f"model '{name}': its weights cannot be loaded ({error}); fetch the file again") from None
+    try:
+        with _quiet():
+            unet, loaded = UNet2DModel.from_pretrained(
+                name,
+                torch_dtype=dtype,
+                use_safetensors=True,
+                low_cpu_mem_usage=False,
+                output_loading_info=True,
+                **place,
+            )
+    except Exception as error:  # diffusers, safetensors and torch have a class each for files that do not fit
+        raise InputError(_unfit(name, textwrap.shorten(str(error), 200))) from None
+    if loaded["missing_keys"]:  # diffusers would leave them random
+        raise InputError(_unfit(name, f"{loaded['missing_keys'][0]} is missing"))
     # channels last is the layout that convolutions are fastest in, on CPU and GPU
     unet = unet.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
     size = unet.config.sample_size
+    if size is None:
+        raise InputError(f"model '{name}': its config.json does not say the sample_size; write it there")
     height, width = (size, size) if isinstance(size, int) else size
 
     def network(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
@@ -86,7 +89,7 @@ def load_unet(
     return Model(
         network,
         schedule,
-        (unet.config.in_channels, height, width),
+        (channels, height, width),
         prediction=(scheduler or {}).get("prediction_type", "epsilon"),
         clip=bool((scheduler or {}).get("clip_sample", True)),
         classes=classes,
@@ -98,37 +101,89 @@ def load_unet(
     )
 
 
-def _config(name: str, subfolder: dict[str, str]) -> dict[str, Any] | None:
-    """The network's configuration, or ``None`` where there is none."""
-    from diffusers import UNet2DModel
+def _network(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The UNet's configuration, and where in ``name`` it lies.
 
-    try:
-        config: dict[str, Any] = UNet2DModel.load_config(name, **subfolder)
-    except OSError:
-        return None
-    except ValueError as error:
-        raise InputError(f"model '{name}': {str(error).splitlines()[0]}") from None
-    return config if "_class_name" in config else None
+    Raises:
+        InputError: there is none.
+    """
+    from diffusers import UNet2DModel
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    if Path(name).is_file():
+        raise InputError(f"model '{name}': is a file; give the folder that holds it")
+    reached: dict[str, Any] = {}
+    for place in ({"subfolder": "unet"}, {}):
+        config, error = _config(UNet2DModel, name, **place, **reached)
+        if config is not None and "_class_name" in config:
+            return config, place
+        if error is not None and isinstance(error.__context__, LocalEntryNotFoundError):
+            reached = {"local_files_only": True}  # a hub that does not answer is not asked, and waited for, again
+    if name and Path(name).is_dir():
+        raise InputError(f"model '{name}': no UNet configuration in this folder (unet/config.json or config.json)")
+    hub = "the hub cannot be reached" if reached else "the hub has no UNet of that name"
+    raise InputError(f"model '{name}' is unknown {nearest(name, known('models'))}: no such folder, and {hub}")
 
 
 def _scheduler(name: str) -> dict[str, Any] | None:
     """The configuration of the pipeline's scheduler, or of one that lies beside a bare network."""
     from diffusers import DDPMScheduler
 
-    for place in ({"subfolder": "scheduler"}, {}):
-        try:
-            config: dict[str, Any] = DDPMScheduler.load_config(name, **place)
-        except (OSError, ValueError):
-            continue
-        if "num_train_timesteps" in config:
-            return config
-    return None
+    found = (_config(DDPMScheduler, name, **place)[0] for place in ({"subfolder": "scheduler"}, {}))
+    return next((config for config in found if config is not None), None)
 
 
-def _nothing(name: str) -> str:
-    from autodiffusion.names import known
+def _schedule(name: str, scheduler: dict[str, Any] | None) -> NoiseSchedule:
+    """The noise schedule that the scheduler's configuration describes."""
+    if scheduler is None:
+        raise InputError(
+            f"model '{name}': no scheduler beside the network says how it was trained; "
+            "give --schedule linear, scaled_linear or cosine"
+        )
+    if "beta_schedule" not in scheduler and scheduler.get("trained_betas") is None:
+        raise InputError(
+            f"model '{name}': scheduler {scheduler.get('_class_name')} is not of a variance-preserving model "
+            "with discrete time steps"
+        )
+    try:
+        return NoiseSchedule.from_config(scheduler)
+    except (InputError, TypeError, ValueError) as error:
+        reason = textwrap.shorten(str(error), 200)
+        raise InputError(f"model '{name}': its scheduler_config.json describes no noise schedule ({reason})") from None
 
-    names = ", ".join(known("models"))
-    if Path(name).exists():
-        return f"model '{name}': no UNet configuration in this folder (unet/config.json or config.json)"
-    return f"model '{name}' is unknown: not bundled ({names}), no such folder, and no UNet of that name on the hub"
+
+def _config(kind: Any, name: str, **place: Any) -> tuple[dict[str, Any] | None, Exception | None]:
+    """The configuration of this kind of thing in ``name``; where there is none, why.
+
+    Raises:
+        InputError: there is one, and it cannot be read.
+    """
+    try:
+        with _quiet():
+            config: object = kind.load_config(name, **place)
+    except (OSError, ValueError) as error:
+        if "valid JSON" in str(error):
+            raise InputError(f"model '{name}': {' '.join(str(error).split())} Fetch or write it again") from None
+        return None, error
+    return (config if isinstance(config, dict) else None), None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps from the user what diffusers says besides its errors, which become one line of ours."""
+    logger = logging.getLogger("diffusers")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _unfit(name: str, reason: str) -> str:
+    return (
+        f"model '{name}': its weights cannot be loaded ({reason.removesuffix('.')}); "
+        "complete safetensors that fit its config.json are needed"
+    )

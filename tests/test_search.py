@@ -1,0 +1,483 @@
+"""Whole searches on a small exact model: what they find, spend and keep, and that being killed changes nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small import real
+from typer.testing import CliRunner
+
+from autodiffusion import InputError, Plan, RunError, Settings
+from autodiffusion.cli import app
+from autodiffusion.evaluate import Evaluator
+from autodiffusion.names import known
+from autodiffusion.progress import Quiet
+from autodiffusion.search import Result, search
+
+TESTS = Path(__file__).parent
+FEW = {"population": 6, "generations": 4, "parents": 3, "mutations": 3, "crossovers": 2}
+Search = Callable[..., Result]
+
+
+@pytest.fixture
+def run(real_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Search:
+    """Searches the small model; without pictures and report, which take longer than all the rest."""
+    module = import_module("autodiffusion.search")
+    monkeypatch.setattr(module, "report", lambda folder: None)
+    monkeypatch.setattr(module, "_picture", lambda *parts: None)
+
+    def searched(folder: str = "run", *, progress: Quiet | None = None, **given: Any) -> Result:
+        return search(settings(real_images, **given), tmp_path / folder, progress)
+
+    return searched
+
+
+def settings(reference: Path, **given: Any) -> Settings:
+    plain = {
+        "model": "small:model",
+        "features": "small:features",
+        "reference": str(reference),
+        "steps": 3,
+        "samples": 48,
+        "confirm_samples": 96,
+        "strategy_options": FEW,
+    }
+    return Settings.of(**{**plain, **given})
+
+
+def events(folder: Path, kind: str = "scores") -> list[dict[str, Any]]:
+    lines = (folder / "study.jsonl").read_text().splitlines()
+    return [event for event in map(json.loads, lines) if event["event"] == kind]
+
+
+def candidates(folder: Path) -> list[tuple[Plan, float | None]]:
+    """Every plan in the ledger with its value, in order."""
+    return [
+        (Plan.model_validate(score["plan"]), score["value"]) for event in events(folder) for score in event["scores"]
+    ]
+
+
+def assert_sound(result: Result, folder: Path, count: int, nfe: int, samples: int = 48) -> None:
+    """What must hold of every finished search."""
+    scored = candidates(folder)
+    plans = [plan for plan, _ in scored]
+    assert len(plans) == len(set(plans)) == count
+    assert all(value is not None and math.isfinite(value) for _, value in scored)
+    spent = result.search_cost
+    assert spent.evaluations + spent.saved == count * samples * nfe
+    assert result.plan in plans
+    assert Plan.load(folder / "plan.json") == result.plan
+    rows = {row["name"]: row for row in result.rows}
+    assert {"uniform", "found"} <= set(rows)
+    assert Plan.model_validate(rows["found"]["plan"]) == result.plan
+    assert all(row["nfe"] == nfe for row in result.rows)
+
+
+# every combination ends in a plan
+
+
+@pytest.mark.parametrize(
+    ("given", "nfe"),
+    [
+        ({"solver": "ddim"}, 3),
+        ({"solver": "ddim", "solver_options": {"eta": 1.0}, "gap": 9}, 3),
+        ({"solver": "plms"}, 4),
+        ({"solver": "dpm_solver++"}, 3),
+        ({"solver": "dpm_solver", "solver_options": {"order": 3, "method": "singlestep"}, "free_end": True}, 3),
+        ({"solver": "plms", "free_end": True, "metric": "kid"}, 4),
+        ({"metric": "kid"}, 3),
+        ({"metric": "kl"}, 3),
+        ({"metric": "inception_score"}, 3),
+        ({"noise": "fresh"}, 3),
+        ({"starts": []}, 3),
+        ({"finalists": 1}, 3),
+        ({"reference": "teacher:20:300"}, 3),
+        ({"strategy": "random", "strategy_options": {"candidates": 24, "population": 10}}, 3),
+    ],
+    ids=str,
+)
+def test_a_search_ends_in_a_plan(run: Search, tmp_path: Path, given: dict[str, Any], nfe: int) -> None:
+    result = run(**given)
+    assert_sound(result, tmp_path / "run", 24, nfe)
+    metric, plan = given.get("metric", "fid"), result.plan
+    assert plan.solver == given.get("solver", "ddim")
+    assert (plan.end is not None) == given.get("free_end", False)
+    assert all(set(row["scores"]) == {metric, "fid"} for row in result.rows)
+    [found] = [row for row in result.rows if row["name"] == "found"]
+    # clean data in pixels: the model's clip became an option of the plan
+    assert plan.solver_options == {"clip": True, **given.get("solver_options", {})}
+    assert plan.origin["value"] == found["scores"][metric]["value"]
+    assert plan.origin["model"] == "small:model"
+
+
+def test_all_strategies_are_searched_with(run: Search, tmp_path: Path) -> None:
+    for name in known("strategies"):
+        result = run(name, strategy=name, strategy_options={}, preset="paper", samples=4, confirm_samples=8, budget=300)
+        assert 0 < result.search_cost.evaluations <= 300
+
+
+def test_the_papers_preset(run: Search, tmp_path: Path) -> None:
+    few = {**FEW, "initial_mutations": 3}
+    result = run(preset="paper", solver="dpm_solver++", strategy_options=few, samples=24, noise=None, finalists=None)
+    assert_sound(result, tmp_path / "run", 24, 3, samples=24)
+    assert result.plan.end is not None  # the last node is searched too
+    scored = candidates(tmp_path / "run")
+    assert (
+        result.plan == min(scored, key=lambda pair: pair[1])[0]
+    )  # the best of the search is the result, no second look
+    assert len(events(tmp_path / "run")) == 24  # one event a candidate: each has noise of its own
+    assert result.search_cost.saved == 0
+    assert [row["name"] for row in result.rows] == ["uniform", "found"]
+
+
+def test_a_teacher_in_the_table(run: Search) -> None:
+    rows = {row["name"]: row for row in run(teacher=20).rows}
+    assert rows["teacher (20 steps)"]["nfe"] == 20
+    assert rows["teacher (20 steps)"]["plan"]["steps"][0]["t"] == 95
+
+
+def test_everything_is_written(real_images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    result = search(settings(real_images), out)
+    names = {"config.yaml", "study.jsonl", "plan.json", "grid.png", "report.html"}
+    assert {file.name for file in out.iterdir()} - {".lock"} == names
+    before = {name: (out / name).stat().st_mtime_ns for name in ("config.yaml", "study.jsonl", "grid.png")}
+    again = search(settings(real_images, batch_size=7), out)  # nothing is left to do
+    assert again == result
+    assert {name: (out / name).stat().st_mtime_ns for name in before} == before
+
+
+# what it spends
+
+
+class Counting(Quiet):
+    """Sums the evaluations that a progress bar is told of, phase by phase."""
+
+    def __init__(self) -> None:
+        self.phases: dict[str, list[int]] = {}
+
+    def phase(self, name: str, total: int) -> None:
+        self.phases[name] = [0, total]
+        self.now = name
+
+    def tick(self, evaluations: int) -> None:
+        self.phases[self.now][0] += evaluations
+
+
+@pytest.mark.parametrize("noise", ["common", "fresh"])
+@pytest.mark.parametrize("budget", [2001, 144, 1000])
+def test_the_budget_is_used_and_never_exceeded(run: Search, tmp_path: Path, budget: int, noise: str) -> None:
+    progress, price = Counting(), 3 * 48
+    result = run(budget=budget, noise=noise, progress=progress)
+    spent = result.search_cost
+    assert budget - price < spent.evaluations <= budget
+    assert spent.evaluations + spent.saved == price * len(candidates(tmp_path / "run"))
+    assert progress.phases["search"] == [spent.evaluations, min(budget, 24 * price)]
+    done, estimate = progress.phases["confirm"]
+    assert done == result.confirm_cost.evaluations <= estimate
+
+
+def test_costs_of_a_teachers_reference_are_not_the_searchs(run: Search) -> None:
+    progress = Counting()
+    result = run(reference="teacher:20:300", progress=progress)
+    assert progress.phases["teacher"] == [6000, 6000]
+    assert progress.phases["search"][0] == result.search_cost.evaluations
+
+
+# what decides
+
+
+def files(folder: Path) -> tuple[bytes, bytes]:
+    return (folder / "plan.json").read_bytes(), (folder / "study.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"noise": "fresh"}, {"strategy": "random", "strategy_options": {"candidates": 12}}]
+)
+def test_the_same_search_twice(run: Search, tmp_path: Path, given: dict[str, Any]) -> None:
+    for folder in ("first", "second"):
+        run(folder, **given)
+    run("other", seed=1, **given)
+    assert files(tmp_path / "first") == files(tmp_path / "second")
+    assert candidates(tmp_path / "first") != candidates(tmp_path / "other")
+
+
+def test_scores_do_not_depend_on_the_batch_size(run: Search, tmp_path: Path) -> None:
+    for size in (16, 256):
+        run(str(size), samples=256, batch_size=size, strategy_options={**FEW, "generations": 1})
+    assert_same_scores(tmp_path / "16", tmp_path / "256")
+
+
+@pytest.fixture
+def one_thread_again() -> Iterator[None]:
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.mark.usefixtures("one_thread_again")
+def test_scores_do_not_depend_on_the_threads(run: Search, tmp_path: Path) -> None:
+    for threads in (1, 2):
+        # of a batch that is large enough to be divided
+        run(str(threads), threads=threads, samples=4096, batch_size=4096, strategy_options={**FEW, "generations": 1})
+        assert torch.get_num_threads() == threads
+    assert_same_scores(tmp_path / "1", tmp_path / "2")
+
+
+def assert_same_scores(first: Path, second: Path) -> None:
+    ours, theirs = dict(candidates(first)), dict(candidates(second))
+    assert ours.keys() == theirs.keys()
+    np.testing.assert_allclose(list(ours.values()), [theirs[plan] for plan in ours], rtol=1e-4)
+
+
+def test_candidates_share_noise_unless_it_is_fresh(
+    run: Search, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[int] = []
+    scores = Evaluator.scores
+
+    def watched(self: Evaluator, plans: Any, metric: Any, samples: int, seed: int, tick: Any = None) -> Any:
+        seeds.append(seed)
+        return scores(self, plans, metric, samples, seed, tick)
+
+    monkeypatch.setattr(Evaluator, "scores", watched)
+    run("common", finalists=2)
+    assert len(set(seeds[:-1])) == 1
+    assert seeds[-1] != seeds[0]  # the finalists meet other noise
+    seeds.clear()
+    run("fresh", noise="fresh", finalists=2)
+    assert len(seeds) == len(set(seeds)) == 24 + 1
+
+
+# what it finds
+
+
+@pytest.fixture(scope="session")
+def many_real_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("reference") / "real.npz"
+    np.savez(path, arr_0=real(5000).permute(0, 2, 3, 1).numpy())
+    return path
+
+
+def test_the_found_plan_is_better_than_uniform_steps(run: Search, many_real_images: Path) -> None:
+    # 0.064 [0.047, 0.081] for uniform steps at 50 and 0, about 0.03 for what is found
+    result = run(
+        steps=2,
+        samples=250,
+        confirm_samples=5000,
+        reference=str(many_real_images),
+        budget=40_000,
+        strategy_options={"population": 16, "generations": 12, "mutation_scale": 0.08},
+    )
+    rows = {row["name"]: row["scores"]["fid"] for row in result.rows}
+    assert rows["found"]["value"] < 0.7 * rows["uniform"]["value"]
+    assert rows["found"]["high"] < rows["uniform"]["low"]
+
+
+@pytest.mark.parametrize("metric", ["fid", "kid", "kl"])
+def test_the_figure_reported_is_what_evaluate_says(run: Search, tmp_path: Path, real_images: Path, metric: str) -> None:
+    result = run(metric=metric, seed=4)
+    [found] = [row for row in result.rows if row["name"] == "found"]
+    given = f"--model small:model --features small:features --reference {real_images} --metric {metric},fid"
+    file = str(tmp_path / "run" / "plan.json")
+    done = CliRunner().invoke(app, ["evaluate", file, *given.split(), "--samples", "96", "--seed", "4", "--json"])
+    assert done.exit_code == 0
+    said = json.loads(done.stdout)
+    assert said["scores"] == found["scores"]
+    assert Plan.model_validate(said["plan"]) == result.plan
+    assert result.plan.origin["value"] == said["scores"][metric]["value"]
+
+
+# failures
+
+
+def test_candidates_that_are_not_finite_are_never_chosen(run: Search, tmp_path: Path) -> None:
+    result = run(model="small:broken_model", finalists=8)
+    failed = [score for event in events(tmp_path / "run") for score in event["scores"] if score["problem"]]
+    finite = [plan for plan, value in candidates(tmp_path / "run") if value is not None]
+    assert failed
+    assert finite
+    assert len(failed) + len(finite) == 24  # the search went on
+    for score in failed:
+        assert score["plan"]["steps"][0]["t"] > 70
+        assert score["value"] is None
+        assert score["problem"] == "48 of samples 0 to 47 are not finite"
+    assert all(plan.times[0] <= 70 for plan in finite)
+    assert result.plan in finite
+    assert json.loads((tmp_path / "run" / "plan.json").read_text())["origin"]["value"] >= 0
+
+
+def test_when_all_fail(run: Search, tmp_path: Path) -> None:
+    for _ in range(2):  # the second time from the ledger
+        with pytest.raises(RunError) as caught:
+            run(model="small:broken_model", gap=40)  # the first of three steps lies at 80 or above
+        ledger = tmp_path / "run" / "study.jsonl"
+        assert str(caught.value) == f"none of the 24 candidates could be scored; {ledger} says why for each"
+        assert len(candidates(tmp_path / "run")) == 24
+        assert not (tmp_path / "run" / "plan.json").exists()
+
+
+def test_uniform_steps_may_fail(run: Search) -> None:
+    result = run(model="small:broken_model", steps=6, starts=["uniform", "quadratic"])  # 80, 64, ...
+    rows = {row["name"]: row for row in result.rows}
+    assert rows["uniform"]["problem"] == "96 of samples 0 to 95 are not finite"
+    assert rows["uniform"]["scores"] == {}
+    assert rows["found"]["problem"] is None
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"model": "small:modl"}, "model 'small:modl': module small has no attribute 'modl'"),
+        ({"solver": "dim"}, "solver 'dim' is unknown (did you mean 'ddim'?"),
+        ({"solver_options": {"eat": 1.0}}, "solver ddim: option 'eat' is unknown (did you mean 'eta'?"),
+        ({"solver_options": {"eta": 2.0}}, "solver ddim: eta = 2.0 lies outside 0 to 1"),
+        ({"metric": "fdi"}, "metric 'fdi' is unknown (did you mean 'fid'?"),
+        ({"metric": "kl", "reference": "teacher:20"}, "metric kl needs real images"),
+        ({"metric": "kl", "samples": 601}, "reference "),
+        ({"metric": "kid", "samples": 3}, "metric kid: 3 samples are too few; give 4 or more"),
+        ({"metric": "recall", "confirm_samples": 2}, "metric recall: 2 samples are too few"),
+        ({"strategy": "evolutoin", "strategy_options": {}}, "strategy 'evolutoin' is unknown"),
+        ({"strategy_options": {"populaton": 3}}, "strategy evolution: option 'populaton' is unknown"),
+        ({"steps": 0}, "steps = 0 is out of range"),
+        ({"steps": 101}, "steps = 101 is out of range"),
+        ({"gap": 60}, "steps = 3 do not fit"),
+        ({"budget": 143}, "budget = 143 is less than one candidate costs, 144 network evaluations"),
+        ({"reference": "nowhere.npz"}, "nowhere.npz: does not exist"),
+        ({"reference": "teacher:zero"}, "reference 'teacher:zero': write teacher:STEPS"),
+        ({"teacher": 101}, "steps = 101 is out of range"),
+        ({"device": "cdua"}, "device 'cdua' cannot be used"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_searched_is_said_before_anything_is_written(
+    run: Search, tmp_path: Path, given: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        run(**given)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_search_is_refused(run: Search, tmp_path: Path) -> None:
+    run()
+    before = files(tmp_path / "run")
+    with pytest.raises(InputError, match="holds a search with other settings .samples: 48 there, 49 here."):
+        run(samples=49)
+    assert files(tmp_path / "run") == before
+
+
+# interrupted anywhere
+
+VARIANTS = {
+    "common": {},
+    "budget": {"budget": 1500},
+    "fresh": {"noise": "fresh", "strategy_options": FEW | {"generations": 2}},
+}
+every_variant = pytest.mark.parametrize("given", list(VARIANTS.values()), ids=list(VARIANTS))
+
+
+@every_variant
+def test_cut_off_anywhere_it_goes_on_as_if_nothing_had_been(run: Search, tmp_path: Path, given: dict[str, Any]) -> None:
+    run("whole", **given)
+    whole, ledger = tmp_path / "whole", (tmp_path / "whole" / "study.jsonl").read_bytes()
+    ends = [i + 1 for i, byte in enumerate(ledger) if byte == ord("\n")]
+    cuts = [0, *ends[:: len(ends) // 5], len(ledger)]  # after whole lines
+    torn = [end + offset for end, offset in zip(cuts[1:-1], (1, 40, 200, -1), strict=False)]
+    for number, cut in enumerate(cuts + torn):
+        folder = tmp_path / f"cut {number}"
+        shutil.copytree(whole, folder)
+        (folder / "plan.json").unlink()
+        (folder / "study.jsonl").write_bytes(ledger[:cut])
+        if cut in cuts:
+            run(folder.name, **given)
+        else:
+            with pytest.warns(UserWarning, match="the last line was cut off"):
+                run(folder.name, **given)
+        assert files(folder) == files(whole)
+
+
+def test_a_teachers_reference_is_kept(run: Search, tmp_path: Path) -> None:
+    run("whole", reference="teacher:20:300")
+    whole = files(tmp_path / "whole")
+    folder, progress = tmp_path / "whole", Counting()
+    (folder / "study.jsonl").write_bytes(b"".join(whole[1].splitlines(keepends=True)[:3]))
+    run("whole", reference="teacher:20:300", progress=progress)
+    assert "teacher" not in progress.phases
+    assert files(folder) == whole
+
+
+LONG = {"population": 8, "generations": 60, "parents": 3, "mutations": 4, "crossovers": 2}
+
+
+@pytest.mark.parametrize(
+    ("lines", "given"),
+    [(1, {}), (3, {"budget": 20_000}), (5, {"noise": "fresh", "budget": 20_000})],
+    ids=["1 line", "3 lines, budget", "5 lines, fresh noise, torn"],
+)
+def test_killed_it_goes_on_as_if_nothing_had_been(
+    run: Search, tmp_path: Path, real_images: Path, lines: int, given: dict[str, Any]
+) -> None:
+    given = {"strategy_options": LONG, "samples": 100, **given}
+    run("whole", **given)
+    folder = tmp_path / "killed"
+    kill_after(lines, folder, settings(real_images, **given))
+    ledger = folder / "study.jsonl"
+    left = ledger.read_bytes()
+    assert left.count(b"\n") < (tmp_path / "whole" / "study.jsonl").read_bytes().count(b"\n") - 1
+    assert not (folder / "plan.json").exists()
+    if "noise" in given:
+        ledger.write_bytes(left[:-30])
+        with pytest.warns(UserWarning, match="the last line was cut off"):
+            result = run("killed", **given)
+    else:
+        result = run("killed", **given)
+    assert files(folder) == files(tmp_path / "whole")
+    assert_sound(result, folder, len(candidates(folder)), 3, samples=100)
+
+
+def kill_after(lines: int, folder: Path, chosen: Settings) -> None:
+    """Starts the search from the command line and kills it once its ledger holds so many scores."""
+    config = folder.with_suffix(".yaml")
+    config.write_text(chosen.dump())
+    path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "autodiffusion",
+            "search",
+            "--config",
+            str(config),
+            "--threads",
+            "1",
+            "--out",
+            str(folder),
+        ],
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    ledger, deadline = folder / "study.jsonl", time.monotonic() + 120
+    while not ledger.exists() or ledger.read_bytes().count(b"\n") < lines + 1:  # the first line is no score
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL

@@ -1,0 +1,341 @@
+"""Strategies: a contract for every file in the room, and evolution against Algorithm 1 of the paper's appendix."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from autodiffusion.errors import InputError
+from autodiffusion.names import known
+from autodiffusion.plan import Plan
+from autodiffusion.schedule import NoiseSchedule
+from autodiffusion.settings import PRESETS
+from autodiffusion.space import SearchSpace
+from autodiffusion.strategies import Strategy, build
+from autodiffusion.strategies.evolution import Evolution
+
+SCHEDULE = NoiseSchedule.linear(1000)
+SPACE = SearchSpace.of(SCHEDULE, 6, "ddim")
+TARGET = np.array([973, 790, 523, 311, 120, 31])
+Loss = Callable[[Plan], float]
+
+
+def distance(plan: Plan) -> float:
+    """Separable: the squared distances to a known target, in units of the time range, summed."""
+    return float(np.square((np.array(plan.times) - TARGET) / 1000).sum())
+
+
+def starts(space: SearchSpace = SPACE, schedule: NoiseSchedule = SCHEDULE) -> list[Plan]:
+    return [space.named(name, schedule) for name in ("uniform", "karras", "uniform")]
+
+
+def rounds(strategy: Strategy, loss: Loss, limits: Sequence[int] = ()) -> Iterator[list[Plan]]:
+    """Asks and tells until the search is over, with these limits first; at most 1,000 rounds."""
+    for number in range(1000):
+        plans = strategy.ask(limits[number] if number < len(limits) else 10**6)
+        if not plans:
+            return
+        yield plans
+        strategy.tell([(plan, loss(plan)) for plan in plans])
+    raise AssertionError("the search does not end")
+
+
+def run(strategy: Strategy, loss: Loss = distance, limits: Sequence[int] = ()) -> list[list[Plan]]:
+    return list(rounds(strategy, loss, limits))
+
+
+def flat(populations: list[list[Plan]]) -> list[Plan]:
+    return list(itertools.chain.from_iterable(populations))
+
+
+# the contract
+
+every_strategy = pytest.mark.parametrize("name", known("strategies"))
+
+
+def test_there_are_strategies() -> None:
+    assert {"evolution", "random"} <= set(known("strategies"))
+
+
+@every_strategy
+@pytest.mark.parametrize("options", [{"continuous": True}, {"free_end": True, "gap": 20}, {}])
+def test_asks_for_new_members_and_ends(name: str, options: dict[str, Any]) -> None:
+    space = SearchSpace.of(SCHEDULE, 6, "ddim", {"clip": True}, **options)
+    strategy = build(name, space, starts(space), 0, {})
+    asked = flat(run(strategy, lambda plan: plan.times[0]))
+    assert asked[0] == starts(space)[0]
+    assert starts(space)[1] in asked
+    assert all(space.contains(plan) for plan in asked)
+    assert len(set(asked)) == len(asked)
+    assert len(asked) == strategy.planned  # the space is large enough for all of them
+    assert strategy.ask(10) == []
+
+
+@every_strategy
+def test_works_without_starts(name: str) -> None:
+    strategy = build(name, SPACE, [], 0, {})
+    assert len(flat(run(strategy))) == strategy.planned
+
+
+@every_strategy
+def test_respects_the_limit(name: str) -> None:
+    limits = (7, 1, 50, 3)
+    populations = run(build(name, SPACE, starts(), 0, {}), limits=limits)
+    assert len(populations) > len(limits)
+    assert all(len(plans) <= limit for plans, limit in zip(populations, limits, strict=False))
+    asked = flat(populations)
+    assert len(set(asked)) == len(asked)  # what the limit cut away may come again, what was asked for may not
+    assert build(name, SPACE, starts(), 0, {}).ask(0) == []
+
+
+@every_strategy
+def test_the_seed_and_what_it_was_told_decide(name: str) -> None:
+    first, again = (run(build(name, SPACE, starts(), 5, {}), limits=(9, 40)) for _ in range(2))
+    assert first == again
+    other = flat(run(build(name, SPACE, starts(), 6, {}), limits=(9, 40)))
+    # small mutations of the same start are in common, hardly anything else
+    assert len(set(other).intersection(flat(first))) < 0.1 * len(other)
+
+
+@every_strategy
+def test_replaying_gives_the_same_search(name: str) -> None:
+    whole = run(build(name, SPACE, starts(), 5, {}))
+    resumed = build(name, SPACE, starts(), 5, {})
+    # a strategy of its own, told what the ledger holds of the first half, goes on with the second
+    for plans in whole[: len(whole) // 2]:
+        assert resumed.ask(10**6) == plans
+        resumed.tell([(plan, distance(plan)) for plan in plans])
+    assert run(resumed) == whole[len(whole) // 2 :]
+
+
+@every_strategy
+def test_a_tiny_space_ends_the_search(name: str) -> None:
+    schedule = NoiseSchedule.linear(5)
+    space = SearchSpace.of(schedule, 3, "ddim")
+    asked = flat(run(build(name, space, starts(space, schedule), 0, {}), lambda plan: plan.times[0]))
+    assert len(set(asked)) == len(asked) == math.comb(5, 3)
+    full = SearchSpace.of(schedule, 5, "ddim")
+    assert len(flat(run(build(name, full, starts(full, schedule), 0, {}), lambda plan: 1.0))) == 1
+
+
+@every_strategy
+@pytest.mark.parametrize("value", [math.inf, math.nan, 0.0])
+def test_losses_that_say_nothing(name: str, value: float) -> None:
+    strategy = build(name, SPACE, starts(), 0, {})
+    asked = flat(run(strategy, lambda plan: value))
+    assert len(set(asked)) == len(asked) == strategy.planned
+
+
+@every_strategy
+def test_unknown_options(name: str) -> None:
+    with pytest.raises(
+        InputError, match=rf"^strategy {name}: option 'populaton' is unknown \(did you mean 'population'"
+    ):
+        build(name, SPACE, [], 0, {"populaton": 3})
+    with pytest.raises(InputError, match=rf"^strategy {name}: option population = 'many' is not a int"):
+        build(name, SPACE, [], 0, {"population": "many"})
+    with pytest.raises(InputError, match=rf"^strategy {name}.* at least 1"):
+        build(name, SPACE, [], 0, {"population": 0})
+
+
+def test_unknown_strategy() -> None:
+    with pytest.raises(InputError, match=r"strategy 'evolutoin' is unknown \(did you mean 'evolution'"):
+        build("evolutoin", SPACE, [], 0, {})
+
+
+@every_strategy
+def test_strategies_see_no_torch(name: str) -> None:
+    code = f"import sys, autodiffusion.strategies.{name}\nprint('torch' in sys.modules, 'numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True"]
+
+
+# random search
+
+
+def test_random_search_draws_from_everywhere() -> None:
+    populations = run(build("random", SPACE, [], 0, {"candidates": 300, "population": 100}))
+    assert [len(plans) for plans in populations] == [100, 100, 100]
+    times = np.array([plan.times for plan in flat(populations)])
+    # six of a thousand, drawn evenly: order statistics, at k / 7 of the range
+    np.testing.assert_allclose(times.mean(0), 1000 * np.arange(6, 0, -1) / 7, atol=5 * 160 / math.sqrt(300))
+
+
+def test_random_search_counts_the_starts() -> None:
+    populations = run(build("random", SPACE, starts(), 0, {"candidates": 25, "population": 10}))
+    assert [len(plans) for plans in populations] == [10, 10, 5]
+    assert populations[0][:2] == starts()[:2]
+
+
+# evolution, against Algorithm 1
+
+
+def test_defaults_are_the_papers() -> None:
+    strategy = Evolution(SPACE, [], 0)
+    assert (strategy.population, strategy.generations) == (50, 10)
+    assert (strategy.mutations, strategy.crossovers, strategy.parents) == (25, 15, 10)
+    assert (strategy.mutation_probability, strategy.initial_mutation_probability) == (0.25, 0.1)
+    assert strategy.mutation_scale == 0  # mutation draws an unused time evenly
+    assert PRESETS["paper"]["evolution"] == {}
+    assert strategy.planned == 500
+
+
+class Recorder:
+    """Which operator made each plan, with what."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.made: dict[Plan, str] = {}
+        self.parents: list[Plan] = []
+        self.numbers: set[tuple[float, float]] = set()
+        sample, mutate, cross = SearchSpace.sample, SearchSpace.mutate, SearchSpace.cross
+
+        def sampled(space: SearchSpace, rng: np.random.Generator) -> Plan:
+            return self.note("random", sample(space, rng))
+
+        def mutated(
+            space: SearchSpace, plan: Plan, rng: np.random.Generator, probability: float, scale: float = 0.0
+        ) -> Plan:
+            self.numbers.add((probability, scale))
+            return self.note("mutation", mutate(space, plan, rng, probability, scale), plan)
+
+        def crossed(space: SearchSpace, first: Plan, second: Plan, rng: np.random.Generator) -> Plan:
+            return self.note("crossover", cross(space, first, second, rng), first, second)
+
+        monkeypatch.setattr(SearchSpace, "sample", sampled)
+        monkeypatch.setattr(SearchSpace, "mutate", mutated)
+        monkeypatch.setattr(SearchSpace, "cross", crossed)
+
+    def note(self, operator: str, plan: Plan, *parents: Plan) -> Plan:
+        self.made.setdefault(plan, operator)
+        self.parents += parents
+        return plan
+
+    def forget(self) -> None:
+        self.made, self.parents, self.numbers = {}, [], set()
+
+    def counts(self, plans: list[Plan]) -> dict[str, int]:
+        operators = ("mutation", "crossover", "random")
+        return {operator: sum(self.made.get(plan) == operator for plan in plans) for operator in operators}
+
+
+def fails_sometimes(plan: Plan) -> float:
+    """A third of the plans fail, among them the best of all."""
+    return math.inf if plan.times[0] % 3 == 0 or distance(plan) < 0.01 else distance(plan)
+
+
+def test_generations_are_those_of_algorithm_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder, strategy = Recorder(monkeypatch), Evolution(SPACE, starts()[:1], 0)
+    told: list[tuple[float, Plan]] = []
+    populations = []
+    for plans in rounds(strategy, fails_sometimes):
+        populations.append(plans)
+        assert len(plans) == 50
+        if len(populations) == 1:
+            assert plans[0] == starts()[0]
+            assert recorder.counts(plans[1:]) == {"mutation": 25, "crossover": 0, "random": 24}
+            assert set(recorder.parents) == {starts()[0]}
+            assert recorder.numbers == {(0.1, 0.0)}
+        else:
+            assert recorder.counts(plans) == {"mutation": 25, "crossover": 15, "random": 10}
+            best = sorted(told, key=lambda entry: entry[0])[:10]  # of all generations, failures excluded
+            assert set(recorder.parents) == {plan for _, plan in best}
+            assert recorder.numbers == {(0.25, 0.0)}
+        told += [(loss, plan) for plan in plans if (loss := fails_sometimes(plan)) < math.inf]
+        recorder.forget()
+    assert len(populations) == 10
+    assert len(told) < 500
+
+
+def test_parents_come_from_all_generations(monkeypatch: pytest.MonkeyPatch) -> None:
+    # the first generation is good, all later ones are bad: its best stay the parents to the end
+    losses = itertools.chain((float(i) for i in range(50)), itertools.repeat(1e6))
+    recorder, strategy = Recorder(monkeypatch), Evolution(SPACE, [], 0)
+    first: list[Plan] = []
+    for plans in rounds(strategy, lambda plan: next(losses)):
+        if first:
+            assert set(recorder.parents) == set(first[:10])
+        first = first or plans
+        recorder.forget()
+    assert strategy.best() == first[:10]
+
+
+def test_where_losses_are_equal_the_earlier_one_is_the_parent() -> None:
+    strategy = Evolution(SPACE, [], 0, parents=3)
+    plans = strategy.ask(50)
+    strategy.tell([(plan, 1.0) for plan in plans])
+    strategy.tell([(plan, 1.0) for plan in strategy.ask(50)])
+    assert strategy.best() == plans[:3]
+
+
+def test_without_survivors_the_next_generation_is_random(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder, strategy = Recorder(monkeypatch), Evolution(SPACE, starts(), 0)
+    populations = rounds(strategy, lambda plan: math.inf)
+    next(populations)
+    recorder.forget()
+    assert recorder.counts(next(populations)) == {"mutation": 0, "crossover": 0, "random": 50}
+    assert strategy.best() == recorder.parents == []
+
+
+def test_the_population_is_never_exceeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder(monkeypatch)
+    strategy = Evolution(SPACE, starts(), 0, population=20, mutations=30, crossovers=30, initial_mutations=30)
+    populations = rounds(strategy, distance)
+    assert recorder.counts(next(populations)[2:]) == {"mutation": 18, "crossover": 0, "random": 0}
+    recorder.forget()
+    assert recorder.counts(next(populations)) == {"mutation": 20, "crossover": 0, "random": 0}
+    crowded = Evolution(SPACE, starts(), 0, population=1, generations=2)
+    assert [len(plans) for plans in run(crowded)] == [1, 1]
+
+
+def test_local_moves_shrink_to_a_tenth(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder, strategy = Recorder(monkeypatch), Evolution(SPACE, [], 0, generations=6, mutation_scale=0.08)
+    scales = []
+    for number, _ in enumerate(rounds(strategy, distance)):
+        if number:
+            [(probability, scale)] = recorder.numbers
+            assert probability == 0.25
+            scales.append(scale)
+        recorder.forget()
+    np.testing.assert_allclose(scales, np.geomspace(0.08, 0.008, 5))
+    assert len(run(Evolution(SPACE, [], 0, generations=2, mutation_scale=0.08))) == 2
+
+
+def test_options_out_of_range() -> None:
+    for options, message in [
+        ({"generations": 0}, "strategy evolution: generations = 0 must be at least 1"),
+        ({"parents": -1}, "strategy evolution: parents = -1 must be at least 1"),
+        ({"mutations": -1}, "strategy evolution: mutations = -1 must not be negative"),
+        ({"mutation_probability": 1.5}, "strategy evolution: mutation_probability = 1.5 lies outside 0 to 1"),
+        ({"mutation_scale": -0.1}, "strategy evolution: mutation_scale = -0.1 lies outside 0 to 1"),
+    ]:
+        with pytest.raises(InputError) as caught:
+            build("evolution", SPACE, [], 0, options)
+        assert str(caught.value) == message
+    with pytest.raises(InputError, match="option mutation_scale = nan is not a float"):
+        build("evolution", SPACE, [], 0, {"mutation_scale": math.nan})
+
+
+def best_of_500(name: str, options: dict[str, Any]) -> float:
+    """The lowest distance that a search finds, the median over nine seeds."""
+    found = []
+    for seed in range(9):
+        asked = flat(run(build(name, SPACE, starts()[:1], seed, options)))
+        assert len(asked) == 500
+        found.append(min(map(distance, asked)))
+    return statistics.median(found)
+
+
+def test_evolution_beats_random_search() -> None:
+    random = best_of_500("random", {"candidates": 500})
+    assert best_of_500("evolution", {}) < random / 2
+    # local moves, as the default preset has them
+    local = {**PRESETS["default"]["evolution"], "population": 50, "generations": 10}
+    assert best_of_500("evolution", local) < random / 4
