@@ -221,7 +221,7 @@ def test_the_noise_of_steps_is_fresh() -> None:
     ],
 )
 def test_plans_that_do_not_fit_are_refused(plan: Plan, told: str) -> None:
-    with pytest.raises(InputError, match="^[^\n]+$") as caught:
+    with pytest.raises(InputError, match=r"^[^\n]+$") as caught:
         stretches(plan, small.model())
     assert told in str(caught.value)
 
@@ -413,7 +413,7 @@ def test_what_does_not_fit_is_found_without_work(check: Callable[[Evaluator], No
     evaluator = Evaluator(linear_model(), Extractor(Silent()))
     counting = Counting(evaluator.model)
     evaluator.check(build("fid", statistics(16)))
-    with pytest.raises(InputError, match="^[^\n]+$") as caught:
+    with pytest.raises(InputError, match=r"^[^\n]+$") as caught:
         check(evaluator)
     assert told in str(caught.value)
     assert counting.asked == 0
@@ -506,12 +506,12 @@ def test_plans_come_from_files_and_grids(tmp_path: Path) -> None:
         ("uniform", "write uniform:4"),
         ("uniform:0", "1 to 100 time steps"),
     ]:
-        with pytest.raises(InputError, match="^[^\n]+$") as caught:
+        with pytest.raises(InputError, match=r"^[^\n]+$") as caught:
             plan_of(name, model)
         assert told in str(caught.value)
 
 
 @pytest.mark.parametrize("value", [[1], None, math.nan, "x", {"a": 1}])
 def test_solver_options_of_other_types_are_refused(value: Any) -> None:
-    with pytest.raises(InputError, match="solver ddim: option eta = .* is not a float"):
+    with pytest.raises(InputError, match=r"solver ddim: option eta = .* is not a float"):
         plan_of("uniform:4", small.model(), "ddim", {"eta": value})

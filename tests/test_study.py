@@ -92,7 +92,9 @@ def test_a_torn_last_line_is_dropped_and_cut_off(tmp_path: Path) -> None:
         with pytest.warns(UserWarning, match="the last line was cut off and is dropped"):
             assert read_events(ledger) == EVENTS[:-1]
         assert len(ledger.read_bytes()) == length  # looking changes nothing
-        with pytest.warns(UserWarning, match="the last line was cut off"), Study(tmp_path, SETTINGS) as study:
+        with pytest.warns(UserWarning, match="the last line was cut off"):
+            study = Study(tmp_path, SETTINGS)
+        with study:
             assert study.events == EVENTS[:-1]
             assert ledger.read_bytes() == kept
             study.record(EVENTS[-1])

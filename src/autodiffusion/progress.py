@@ -43,7 +43,7 @@ class Shown(Quiet):
                 TextColumn("network evaluations"),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
+                TextColumn("{task.fields[note]}", markup=False),
             )
             self._bar = Progress(*columns, console=self.console)
             self._bar.start()
@@ -85,6 +85,8 @@ class Shown(Quiet):
         note = f", {self._note}" if self._note else ""
         self.console.print(
             f"{self._name}: {self._done:,} of at most {self._total:,} evaluations{note}, about {left:.0f} s left",
+            markup=False,
+            emoji=False,
             highlight=False,
             soft_wrap=True,
         )

@@ -46,7 +46,7 @@ def report(folder: Path) -> Path:
         config=settings.dump(),
         version=next((event["autodiffusion"] for event in events if event["event"] == "start"), None),
         rows=[_printed(row) for row in rows],
-        metrics=list(rows[0]["scores"]) if rows else [],
+        metrics=list(dict.fromkeys(name for row in rows for name in row["scores"])),  # a failed row has none
         spent=sum(event["evaluations"] for event in scored),
         saved=sum(event["saved"] for event in scored),
         candidates=sum(len(event["scores"]) for event in scored),
@@ -108,24 +108,21 @@ def steps(events: Events) -> Figure | None:
     confirmed = next((event for event in events if event["event"] == "confirm"), None)
     if start is None or confirmed is None:
         return None
-    drawing, axes = _axes()
-    axes.plot(start["times"], start["log_snr"], color="0.7")
     shown = [row for row in confirmed["rows"] if len(row["plan"]["steps"]) <= 20]
-    for number, row in enumerate(shown):
+    drawing, (curve, lanes) = _axes(lanes=len(shown))
+    curve.plot(start["times"], start["log_snr"], color="0.7")
+    curve.set_ylabel("log(alpha / sigma)")
+    for lane, row in enumerate(shown):
         times = [step["t"] for step in row["plan"]["steps"]]
-        heights = np.interp(times, start["times"], start["log_snr"])
-        marker = "o" if row["name"] == "found" else "|"
-        axes.plot(
-            times,
-            heights + 0.6 * (number - (len(shown) - 1)),
-            marker,
-            markersize=9,
-            label=row["name"],
-            color=f"C{number}",
+        colour = "C0" if row["name"] == "found" else "0.5"
+        lanes.plot(times, [lane] * len(times), "o", color=colour)
+        curve.plot(
+            times, np.interp(times, start["times"], start["log_snr"]), "o" if colour == "C0" else "|", color=colour
         )
-    axes.set_xlabel("time step")
-    axes.set_ylabel("log(alpha / sigma), plans side by side")
-    axes.legend(frameon=False)
+    lanes.set_yticks(range(len(shown)), [row["name"] for row in shown])
+    lanes.set_ylim(-0.6, len(shown) - 0.4)
+    lanes.grid(axis="x", color="0.9")
+    lanes.set_xlabel("time step")
     return drawing
 
 
@@ -133,12 +130,14 @@ def picture(images: Mapping[str, Tensor], path: Path, columns: int | None = None
     """Writes one PNG with a titled square of images for each name, the same seeds at the same places.
 
     Args:
-        images: uint8 ``[N, C, H, W]`` with 1 or 3 channels, of equal N.
+        images: uint8 ``[N, C, H, W]``, of equal N; three channels are colours, one is grey, and of other numbers the
+            first three or the first one are shown.
     """
     drawing, axes = _axes(len(images))
     for axis, (name, batch) in zip(np.atleast_1d(axes), images.items(), strict=True):
         tiles = mosaic(batch, columns)
-        axis.imshow(tiles.squeeze(-1), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        shown = tiles[..., :3] if tiles.shape[-1] >= 3 else tiles[..., 0]
+        axis.imshow(shown, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         axis.set_title(name, fontsize=9, parse_math=False)
         axis.set_axis_off()
     drawing.savefig(path, dpi=110, format="png")
@@ -156,16 +155,17 @@ def mosaic(images: Tensor, columns: int | None = None) -> np.ndarray[Any, np.dty
     return tiles[:-1, :-1]
 
 
-def _axes(panels: int = 0) -> tuple[Figure, Any]:
-    """A figure with one axis, or with panels for images beside each other."""
+def _axes(panels: int = 0, lanes: int = 0) -> tuple[Figure, Any]:
+    """A figure with one axis, with panels for images beside each other, or with a curve above so many lanes."""
     from matplotlib.figure import Figure
 
     if panels:
         drawing = Figure(figsize=(3.2 * panels, 3.4), layout="constrained")
         return drawing, drawing.subplots(1, panels)
-    drawing = Figure(figsize=(7, 3.6), layout="constrained")
-    axes = drawing.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
+    drawing = Figure(figsize=(7, 3.6 + 0.25 * lanes), layout="constrained")
+    axes = drawing.subplots(2, 1, sharex=True, height_ratios=(3.2, 0.3 * lanes)) if lanes else drawing.subplots()
+    for axis in np.atleast_1d(axes):
+        axis.spines[["top", "right"]].set_visible(False)
     return drawing, axes
 
 

@@ -17,6 +17,9 @@ from autodiffusion.cli.sample import sample_command
 from autodiffusion.cli.search import search_command
 from autodiffusion.errors import InputError, RunError
 
+INTERRUPTED = 130
+"""The exit status of a process that was stopped from the keyboard."""
+
 app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
@@ -40,14 +43,15 @@ def main() -> NoReturn:
     except RunError as error:
         sys.exit(_complain(str(error), 1))
     except (typer.Abort, KeyboardInterrupt):
-        print(f"interrupted; to go on: {shlex.join(['autodiffusion', *sys.argv[1:]])}", file=sys.stderr)
-        sys.exit(130)
+        status = INTERRUPTED
     except Exception as error:
         # what typer says of unknown or malformed options; which class that is differs between its versions
         if hasattr(error, "format_message"):
             command = getattr(getattr(error, "ctx", None), "command_path", "autodiffusion")
             sys.exit(_complain(f"{error.format_message().rstrip('.')}; {command} --help lists what there is", 2))
         raise
+    if status == INTERRUPTED:  # which some versions of typer give back and others raise
+        print(f"interrupted; to go on: {shlex.join(['autodiffusion', *sys.argv[1:]])}", file=sys.stderr)
     sys.exit(status if isinstance(status, int) else 0)
 
 
