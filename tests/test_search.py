@@ -283,7 +283,7 @@ def many_real_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_found_plan_is_better_than_uniform_steps(run: Search, many_real_images: Path) -> None:
-    # 80 candidates of 250 samples: 0.023 [0.018, 0.031] for what is found, 0.068 [0.061, 0.077] for steps at 50 and 0
+    # 40,000 evaluations: 0.023 [0.018, 0.031] for what is found, 0.068 [0.061, 0.077] for steps at 50 and 0
     result = run(
         steps=2,
         samples=250,
