@@ -20,6 +20,7 @@ from autodiffusion.confirm import Row, confirm, figure
 from autodiffusion.evaluate import Evaluator, derive_seed, describe
 from autodiffusion.grids import GRIDS
 from autodiffusion.judge import check_source, plan_of, prepare, teacher_plan
+from autodiffusion.loop import search
 from autodiffusion.metrics import build
 from autodiffusion.models import load
 from autodiffusion.plan import Plan
@@ -27,7 +28,6 @@ from autodiffusion.progress import Shown
 from autodiffusion.reference import Reference
 from autodiffusion.report import picture
 from autodiffusion.sampling import sample
-from autodiffusion.search import search
 from autodiffusion.settings import Settings
 
 RESULTS, PICTURE = Path("bench/results/table.json"), Path("docs/samples.png")

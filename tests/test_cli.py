@@ -70,7 +70,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """Searches without picture and report, which take longer than all the rest."""
-    module = import_module("autodiffusion.search")
+    module = import_module("autodiffusion.loop")
     monkeypatch.setattr(module, "report", lambda folder: None)
     monkeypatch.setattr(module, "_picture", lambda *parts: None)
 

@@ -258,7 +258,7 @@ def test_fid_scores_are_a_direct_computation(real_images: Path) -> None:
     def seen(images: Tensor) -> np.ndarray[Any, Any]:
         return network(images.float() / 127.5 - 1)[0].double().numpy()
 
-    real = np.load(real_images)["arr_0"].transpose(0, 3, 1, 2)
+    real = np.load(real_images, allow_pickle=False)["arr_0"].transpose(0, 3, 1, 2)
     target = gaussian(seen(torch.from_numpy(real)))
     for plan, score in zip(plans, scores, strict=True):
         images = model.decode(alone(model, plan, range(50)))
@@ -275,7 +275,10 @@ def test_kl_scores_are_a_direct_computation(real_images: Path, end: float | None
     plans = [Plan.of("ddim", times, end=end) for times in ([90.0, 50.0, 10.0], [70.0, 50.0], [50.0])]
     scores = evaluator.scores(plans, metric, 40, SEED)
     assert evaluator.cost == Cost(40 * 4, 40 * 2)  # 50 is in all three plans and evaluated once
-    x0 = torch.from_numpy(np.load(real_images)["arr_0"][:40].transpose(0, 3, 1, 2)).float() / 127.5 - 1
+    x0 = (
+        torch.from_numpy(np.load(real_images, allow_pickle=False)["arr_0"][:40].transpose(0, 3, 1, 2)).float() / 127.5
+        - 1
+    )
     noise, squared = model.noise(range(40), SEED), model.schedule.alphas_cumprod
     for plan, score in zip(plans, scores, strict=True):
         bits = 0.0

@@ -6,6 +6,8 @@ import inspect
 import json
 import logging
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -579,3 +581,33 @@ def test_the_bundled_model_knows_its_digits() -> None:
     assert float((one - two).square().mean().sqrt()) > 0.05
     assert float((one - half).square().mean().sqrt()) < 0.05 * spread
     assert "do not fit 11 class embeddings" in refused("mnist", null_class=3)
+
+
+# small faults that were found by using it
+
+
+def test_public_names_come_in_any_order() -> None:
+    """`from autodiffusion import Result, search` once gave a module for the function."""
+    code = (
+        "from autodiffusion import Result, search; import autodiffusion.loop; print(search.__name__, callable(search))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["search", "True", "Result"]
+
+
+def test_a_pipeline_of_latents_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text(
+        '{"_class_name": "LDMPipeline", "vqvae": ["diffusers", "VQModel"], "unet": ["diffusers", "UNet2DModel"]}'
+    )
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "config.json").write_text(
+        '{"_class_name": "UNet2DModel", "in_channels": 3, "out_channels": 3}'
+    )
+    with pytest.raises(InputError, match="latents"):
+        load_model(str(tmp_path))
+
+
+def test_options_that_cannot_move_a_function_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="function"):
+        load_model("small:model", dtype="bfloat16")
+    assert load_model("small:model").dtype == torch.float32

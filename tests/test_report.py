@@ -20,8 +20,8 @@ import yaml
 from PIL import Image
 
 from autodiffusion import InputError, Settings
+from autodiffusion.loop import search
 from autodiffusion.report import convergence, mosaic, picture, report, steps
-from autodiffusion.search import search
 from autodiffusion.study import read_events, stored_settings
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -259,22 +259,37 @@ def test_the_convergence_shows_every_score_and_the_best(finished: Path) -> None:
     assert convergence([], "kid", 24) is None
 
 
-def test_time_steps_lie_on_their_curves(finished: Path) -> None:
+def test_time_steps_lie_on_the_curve_and_in_lanes(finished: Path) -> None:
     events = read_events(finished / "study.jsonl")
     drawing = steps(events)
     assert drawing is not None
-    curve, *plans = drawing.axes[0].get_lines()
+    upper, lanes = drawing.axes
+    curve, *marks = upper.get_lines()
+    assert list(curve.get_ydata()) == events[0]["log_snr"]
     rows = [row for row in events[-1]["rows"] if row["nfe"] <= 20]
-    assert [line.get_label() for line in plans] == [row["name"] for row in rows]
-    heights = []
-    for line, row in zip(plans, rows, strict=True):
+    assert len(rows) == len(events[-1]["rows"]) - 1  # without the teacher
+    assert [label.get_text() for label in lanes.get_yticklabels()] == [row["name"] for row in rows]
+    for lane, (row, mark, line) in enumerate(zip(rows, marks, lanes.get_lines(), strict=True)):
         times = [step["t"] for step in row["plan"]["steps"]]
+        np.testing.assert_array_equal(mark.get_xdata(), times)
         np.testing.assert_array_equal(line.get_xdata(), times)
         expected = np.interp(times, np.asarray(curve.get_xdata()), np.asarray(curve.get_ydata()))
-        offset = np.asarray(line.get_ydata()) - expected
-        np.testing.assert_allclose(offset, offset[0], atol=1e-9)
-        heights.append(offset[0])
-    assert len(set(np.round(heights, 6))) == len(heights)  # side by side
+        np.testing.assert_allclose(np.asarray(mark.get_ydata()), expected, atol=1e-9)
+        assert list(line.get_ydata()) == [lane] * len(times)
+
+
+def test_many_steps_are_not_drawn(copied: Path) -> None:
+    def lengthen(event: dict[str, Any]) -> bool:
+        if event["event"] == "confirm":
+            for row in event["rows"]:
+                row["nfe"] = 25
+                row["plan"]["steps"] = [{"t": 96 - 4 * i} for i in range(25)]
+        return True
+
+    keep(copied, lengthen)
+    page = parsed(copied)
+    assert [row[-1] for row in page.rows[1:]] == ["25 steps"] * (len(page.rows) - 1)
+    assert len(page.images) == 2
 
 
 def test_a_mosaic_holds_each_image_once() -> None:

@@ -24,9 +24,9 @@ from typer.testing import CliRunner
 from autodiffusion import InputError, Plan, RunError, Settings
 from autodiffusion.cli import app
 from autodiffusion.evaluate import Evaluator
+from autodiffusion.loop import Result, search
 from autodiffusion.names import known
 from autodiffusion.progress import Quiet
-from autodiffusion.search import Result, search
 
 TESTS = Path(__file__).parent
 FEW = {"population": 6, "generations": 4, "parents": 3, "mutations": 3, "crossovers": 2}
@@ -36,7 +36,7 @@ Search = Callable[..., Result]
 @pytest.fixture
 def run(real_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Search:
     """Searches the small model; without pictures and report, which take longer than all the rest."""
-    module = import_module("autodiffusion.search")
+    module = import_module("autodiffusion.loop")
     monkeypatch.setattr(module, "report", lambda folder: None)
     monkeypatch.setattr(module, "_picture", lambda *parts: None)
 

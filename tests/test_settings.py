@@ -216,7 +216,7 @@ def test_values_that_do_not_fit(values: dict[str, Any], message: str) -> None:
 
 
 def test_what_is_missing_and_where() -> None:
-    with pytest.raises(InputError, match=r"^run/config.yaml: steps: Field required$"):
+    with pytest.raises(InputError, match=r"^run/config.yaml: steps: is missing; give it$"):
         Settings.of("run/config.yaml", model="mnist")
     with pytest.raises(InputError, match=r"^run/config.yaml: preset 'x' is unknown"):
         Settings.of("run/config.yaml", model="mnist", steps=4, preset="x")
@@ -246,3 +246,8 @@ def test_how_it_runs_is_no_difference() -> None:
     assert set(running) == set(RUNNING)
     assert of(**running).difference(of()) is None
     assert of(**running) != of()
+
+
+def test_a_misspelt_key_is_named_before_the_one_it_leaves_out() -> None:
+    with pytest.raises(InputError, match="stepps: unknown key .did you mean 'steps'"):
+        Settings.of("run.yaml", model="mnist", stepps=4)

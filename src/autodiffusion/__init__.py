@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from autodiffusion.errors import InputError, RunError
     from autodiffusion.evaluate import Evaluator
+    from autodiffusion.loop import Result, search
     from autodiffusion.models import Model
     from autodiffusion.models import load as load_model
     from autodiffusion.plan import Plan, Step
     from autodiffusion.sampling import sample
     from autodiffusion.schedule import NoiseSchedule
-    from autodiffusion.search import Result, search
     from autodiffusion.settings import Settings
     from autodiffusion.space import SearchSpace
 
@@ -31,14 +31,14 @@ _HOMES = {
     "Model": ("models", "Model"),
     "NoiseSchedule": ("schedule", "NoiseSchedule"),
     "Plan": ("plan", "Plan"),
-    "Result": ("search", "Result"),
+    "Result": ("loop", "Result"),
     "RunError": ("errors", "RunError"),
     "SearchSpace": ("space", "SearchSpace"),
     "Settings": ("settings", "Settings"),
     "Step": ("plan", "Step"),
     "load_model": ("models", "load"),
     "sample": ("sampling", "sample"),
-    "search": ("search", "search"),
+    "search": ("loop", "search"),
 }
 
 __all__ = [

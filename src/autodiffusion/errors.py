@@ -32,13 +32,17 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 def one_line(error: ValidationError, where: str, known: Iterable[str] = ()) -> InputError:
     """The first fault that pydantic found, as an :class:`InputError`: ``plan.json: steps[2].t: ...``."""
-    first = error.errors(include_url=False, include_context=False)[0]
+    faults = error.errors(include_url=False, include_context=False)
+    # a misspelt key is also a missing one: the key that is there says more
+    first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
     place = ""
     for part in first["loc"]:
         place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else str(part)
     message = first["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     if first["type"] == "extra_forbidden":
         message = f"unknown key {nearest(place.rpartition('.')[2], known)}" if known else "unknown key"
+    elif first["type"] == "missing":
+        message = "is missing; give it"
     elif first["type"] == "json_invalid":
         message = f"is not a complete JSON file ({message}); write it again"
     return InputError(": ".join(part for part in (where, place, " ".join(message.split())) if part))

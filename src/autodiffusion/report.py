@@ -109,6 +109,8 @@ def steps(events: Events) -> Figure | None:
     if start is None or confirmed is None:
         return None
     shown = [row for row in confirmed["rows"] if len(row["plan"]["steps"]) <= 20]
+    if not shown:
+        return None
     drawing, (curve, lanes) = _axes(lanes=len(shown))
     curve.plot(start["times"], start["log_snr"], color="0.7")
     curve.set_ylabel("log(alpha / sigma)")
@@ -164,7 +166,7 @@ def _axes(panels: int = 0, lanes: int = 0) -> tuple[Figure, Any]:
         return drawing, drawing.subplots(1, panels)
     drawing = Figure(figsize=(7, 3.6 + 0.25 * lanes), layout="constrained")
     axes = drawing.subplots(2, 1, sharex=True, height_ratios=(3.2, 0.3 * lanes)) if lanes else drawing.subplots()
-    for axis in np.atleast_1d(axes):
+    for axis in drawing.axes:
         axis.spines[["top", "right"]].set_visible(False)
     return drawing, axes
 

@@ -140,7 +140,9 @@ class SearchSpace:
             steps = rng.normal(0, scale * len(self.times), self.nodes)
             # at least one position, in the drawn direction: rounding to no move would break the probability
             steps = np.sign(steps) * np.maximum(np.abs(steps), 1)
-            return self.plan(np.where(moved, positions + steps, positions))
+            # a step out of the range is taken the other way, for the same reason
+            outside = (positions + steps < 0) | (positions + steps > len(self.times) - 1)
+            return self.plan(np.where(moved, positions + np.where(outside, -steps, steps), positions))
         unused = np.setdiff1d(np.arange(len(self.times)), positions)
         drawn = rng.choice(unused, int(moved.sum()), replace=False) if len(unused) >= moved.sum() else positions[moved]
         positions[moved] = drawn

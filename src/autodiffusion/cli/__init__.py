@@ -6,10 +6,11 @@ import os
 import shlex
 import sys
 import warnings
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
+from autodiffusion import __version__
 from autodiffusion.cli.evaluate import evaluate_command
 from autodiffusion.cli.reference import reference_command
 from autodiffusion.cli.report import report_command
@@ -25,6 +26,17 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Finds at which few time steps to sample a pretrained diffusion model, without training.",
 )
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, help="print the version")] = False,
+) -> None:
+    if version:
+        print(f"autodiffusion {__version__}")
+        raise typer.Exit
+
+
 app.command("search")(search_command)
 app.command("evaluate")(evaluate_command)
 app.command("sample")(sample_command)

@@ -116,8 +116,8 @@ def search_command(
             before = options.get(key, {})
             options[key] = {**before, **added} if isinstance(before, dict) else before
     settings = Settings.of(str(config) if config else "search", **options)
+    from autodiffusion.loop import search
     from autodiffusion.progress import Shown
-    from autodiffusion.search import search
 
     with Shown() as progress:
         result = search(settings, out, progress)

@@ -75,5 +75,10 @@ def _own(name: str, given: dict[str, Any], device: str, dtype: torch.dtype) -> M
         raise InputError(f"model '{name}': gave a {type(model).__name__}; it must return an autodiffusion.Model")
     if isinstance(model.network, torch.nn.Module):
         model.network.to(device, dtype).eval()
-    title = name if model.name == "own" else model.name
-    return replace(model, name=title, device=device, dtype=dtype, **given)
+        given |= {"device": device, "dtype": dtype}
+    elif (device, dtype) not in {("cpu", torch.float32), (model.device, model.dtype)}:
+        raise InputError(
+            f"model '{name}': its network is a function, which --device and --dtype cannot move; move what it calls "
+            f"and give Model(..., device=..., dtype=...)"
+        )
+    return replace(model, name=name if model.name == "own" else model.name, **given)

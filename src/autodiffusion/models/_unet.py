@@ -44,6 +44,8 @@ def load_unet(
     kind = config.get("_class_name")
     if kind != "UNet2DModel":
         raise InputError(f"model '{name}': its network is a {kind}; this version samples UNet2DModel only")
+    if "unet" in place.get("subfolder", ""):
+        _check_pixels(name)
     scheduler = _scheduler(name)
     schedule = schedule or _schedule(name, scheduler)
     labels = config.get("num_class_embeds")
@@ -125,6 +127,16 @@ def _network(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     raise InputError(f"model '{name}' is unknown {nearest(name, known('models'))}: no such folder, and {hub}")
 
 
+def _check_pixels(name: str) -> None:
+    """Raises :class:`InputError` for a pipeline whose UNet works on the latents of an autoencoder."""
+    from diffusers import DDPMPipeline
+
+    index, _ = _config(DDPMPipeline, name)
+    for part in ("vqvae", "vae"):
+        if index and part in index:
+            raise InputError(f"model '{name}': its network works on latents ({part}); this version samples pixels only")
+
+
 def _scheduler(name: str) -> dict[str, Any] | None:
     """The configuration of the pipeline's scheduler, or of one that lies beside a bare network."""
     from diffusers import DDPMScheduler
@@ -139,6 +151,12 @@ def _schedule(name: str, scheduler: dict[str, Any] | None) -> NoiseSchedule:
         raise InputError(
             f"model '{name}': no scheduler beside the network says how it was trained; "
             "give --schedule linear, scaled_linear or cosine"
+        )
+    if scheduler.get("thresholding") or (scheduler.get("clip_sample") and scheduler.get("clip_sample_range", 1) != 1):
+        warnings.warn(
+            f"model '{name}': its scheduler thresholds samples in a way of its own; here they are clipped to [-1, 1], "
+            "or not at all with --solver-option clip=false",
+            stacklevel=2,
         )
     if "beta_schedule" not in scheduler and scheduler.get("trained_betas") is None:
         raise InputError(

@@ -13,26 +13,21 @@ import torch
 
 from autodiffusion import __version__
 from autodiffusion.confirm import confirm
-from autodiffusion.errors import InputError, RunError
+from autodiffusion.errors import RunError
 from autodiffusion.evaluate import Evaluator, derive_seed
-from autodiffusion.judge import check_source, find_reference, prepare, teacher_plan
+from autodiffusion.job import REPORTED, Job, teacher_reference
+from autodiffusion.judge import teacher_plan
 from autodiffusion.metrics import KL, Metric, build
-from autodiffusion.models import load
-from autodiffusion.names import resolve
 from autodiffusion.plan import Plan
 from autodiffusion.progress import Quiet
 from autodiffusion.reference import Reference
-from autodiffusion.reference import load as load_reference
 from autodiffusion.report import GRID, picture, report
-from autodiffusion.sampling import Cost, nfe, sample
+from autodiffusion.sampling import Cost, sample
 from autodiffusion.settings import Settings
-from autodiffusion.space import SearchSpace
-from autodiffusion.strategies import Strategy
-from autodiffusion.strategies import build as build_strategy
 from autodiffusion.study import LEDGER, PLAN, Study
 
-REPORTED = "fid"
-"""The metric that every final table has, beside the one that was searched."""
+TEACHER = "reference.npz"
+"""Where a study keeps a reference that its model made itself."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +56,10 @@ def search(settings: Settings, out: Path, progress: Quiet | None = None) -> Resu
     progress = progress or Quiet()
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    job = _prepare(settings)
+    job = Job.of(settings)
     with Study(out, job.settings) as study:
         if not study.of_kind("confirm"):
-            reference = job.reference or _teacher(job, study, progress)
+            reference = job.reference or teacher_reference(job, out / TEACHER, progress)
             metric = build(settings.metric, reference)
             _begin(job, study)
             _candidates(job, metric, study, progress)
@@ -76,71 +71,7 @@ def search(settings: Settings, out: Path, progress: Quiet | None = None) -> Resu
     return result
 
 
-@dataclass(frozen=True)
-class _Job:
-    """Everything a search works with, checked before anything is written. A teacher's reference is made later."""
-
-    settings: Settings
-    evaluator: Evaluator
-    reference: Reference | None
-    space: SearchSpace
-    starts: dict[str, Plan]
-    strategy: Strategy
-    nfe: int
-
-
-def _prepare(settings: Settings) -> _Job:
-    chosen = settings.model_dump(include={"device", "dtype", "guidance_scale", "classes", "null_class", "schedule"})
-    model = load(settings.model, **chosen)
-    solver = resolve("solvers", settings.solver)
-    free_end = settings.free_end
-    if free_end is None:
-        free_end = settings.preset == "paper" and solver.continuous
-    options = {"clip": model.clip} | settings.solver_options
-    space = SearchSpace.of(
-        model.schedule,
-        settings.steps,
-        settings.solver,
-        options,
-        continuous=solver.continuous,
-        free_end=free_end,
-        gap=settings.gap,
-    )
-    evaluations = nfe(space.plan([*range(space.nodes)]), model)  # builds the solver, which checks its options
-    price = evaluations * settings.samples
-    if settings.budget is not None and settings.budget < price:
-        raise InputError(f"budget = {settings.budget} is less than one candidate costs, {price} network evaluations")
-    evaluator, source = prepare(model, settings.features, settings.reference, settings.batch_size)
-    reference = check_source(source, evaluator, [settings.metric, REPORTED])
-    _check_samples(settings, evaluator, reference)
-    if settings.teacher:
-        teacher_plan(model, settings.teacher)
-    starts = {name: space.named(name, model.schedule) for name in settings.starts}
-    strategy = build_strategy(settings.strategy, space, list(starts.values()), settings.seed, settings.strategy_options)
-    resolved = {"solver_options": options, "free_end": free_end, "features": evaluator.extractor.name}
-    return _Job(settings.model_copy(update=resolved), evaluator, reference, space, starts, strategy, evaluations)
-
-
-def _check_samples(settings: Settings, evaluator: Evaluator, reference: Reference | None) -> None:
-    """Raises :class:`InputError` where the metric has no value from so many samples."""
-    metric, count = resolve("metrics", settings.metric), min(settings.samples, settings.confirm_samples)
-    if issubclass(metric, KL) and reference is not None:
-        evaluator.bounds([], metric(reference), settings.samples, 0)  # of no plan: the real images are all it looks at
-    elif issubclass(metric, Metric) and count < metric.minimum:
-        raise InputError(f"metric {settings.metric}: {count} samples are too few; give {metric.minimum} or more")
-
-
-def _teacher(job: _Job, study: Study, progress: Quiet) -> Reference:
-    """The model's own many-step samples as reference, made once and kept in the study."""
-    kept = study.folder / "reference.npz"
-    if kept.exists():
-        return load_reference(str(kept), job.evaluator.extractor)
-    reference = find_reference(str(job.settings.reference), job.evaluator, progress)
-    reference.save(kept)
-    return reference
-
-
-def _begin(job: _Job, study: Study) -> None:
+def _begin(job: Job, study: Study) -> None:
     """Notes what the report draws besides the scores."""
     if study.events:
         return
@@ -157,7 +88,7 @@ def _begin(job: _Job, study: Study) -> None:
     )
 
 
-def _candidates(job: _Job, metric: Metric | KL, study: Study, progress: Quiet) -> None:
+def _candidates(job: Job, metric: Metric | KL, study: Study, progress: Quiet) -> None:
     """Asks, evaluates and tells until the strategy or the budget is done; what the ledger holds is not done again."""
     settings, price = job.settings, job.nfe * job.settings.samples
     planned = job.strategy.planned * price
@@ -215,7 +146,7 @@ def losses(study: Study, metric: Metric | KL) -> dict[Plan, float]:
     }
 
 
-def _confirm(job: _Job, metric: Metric | KL, reference: Reference, study: Study, progress: Quiet) -> None:
+def _confirm(job: Job, metric: Metric | KL, reference: Reference, study: Study, progress: Quiet) -> None:
     """Chooses among the best on fresh noise, and scores the choice and its opponents on other fresh noise."""
     settings, evaluator = job.settings, job.evaluator
     before = replace(evaluator.cost)
@@ -259,7 +190,7 @@ def _choose(
     return min(zip(finalists, scores, strict=True), key=lambda pair: sign * pair[1].value)[0]
 
 
-def _opponents(job: _Job, known: dict[Plan, float]) -> dict[str, Plan]:
+def _opponents(job: Job, known: dict[Plan, float]) -> dict[str, Plan]:
     """Uniform steps, and the named grid that scored best in the search where that is another."""
     uniform = job.space.named("uniform", job.evaluator.model.schedule)
     opponents = {"uniform": uniform}
@@ -289,7 +220,7 @@ def _result(study: Study) -> Result:
     return Result(plan, confirmed["rows"], searched, Cost(confirmed["evaluations"], confirmed["saved"]))
 
 
-def _picture(job: _Job, result: Result, out: Path) -> None:
+def _picture(job: Job, result: Result, out: Path) -> None:
     """The same seeds by each plan of the table, side by side."""
     if not (out / GRID).exists():
         named = {row["name"]: Plan.model_validate(row["plan"]) for row in result.rows if row["problem"] is None}
