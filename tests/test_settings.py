@@ -249,5 +249,5 @@ def test_how_it_runs_is_no_difference() -> None:
 
 
 def test_a_misspelt_key_is_named_before_the_one_it_leaves_out() -> None:
-    with pytest.raises(InputError, match="stepps: unknown key .did you mean 'steps'"):
+    with pytest.raises(InputError, match=r"stepps: unknown key .did you mean 'steps'"):
         Settings.of("run.yaml", model="mnist", stepps=4)
