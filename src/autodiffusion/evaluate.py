@@ -95,7 +95,7 @@ class Evaluator:
             if isinstance(metric, KL):
                 [(log_snr, errors)] = self.bounds([plan], metric, min(samples, metric.available), seed, tick)
                 intervals[name] = metric.interval(log_snr, errors)
-        return intervals, None
+        return {name: intervals[name] for name in metrics}, None
 
     def features(
         self, plans: Sequence[Plan], samples: int, seed: int, tick: Tick | None = None

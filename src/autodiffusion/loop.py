@@ -16,7 +16,7 @@ from autodiffusion.confirm import confirm
 from autodiffusion.errors import RunError
 from autodiffusion.evaluate import Evaluator, derive_seed
 from autodiffusion.job import REPORTED, Job, teacher_reference
-from autodiffusion.judge import teacher_plan
+from autodiffusion.judge import plan_of, teacher_plan
 from autodiffusion.metrics import KL, Metric, build
 from autodiffusion.plan import Plan
 from autodiffusion.progress import Quiet
@@ -192,14 +192,20 @@ def _choose(
 
 def _opponents(job: Job, known: dict[Plan, float]) -> dict[str, Plan]:
     """Uniform steps, and the named grid that scored best in the search where that is another."""
-    uniform = job.space.named("uniform", job.evaluator.model.schedule)
-    opponents = {"uniform": uniform}
+    opponents = {"uniform": _grid(job, "uniform")}
     scored = {name: known[plan] for name, plan in job.starts.items() if plan in known}
-    if scored:
-        best = min(scored, key=lambda name: scored[name])
-        if job.starts[best] != uniform:
-            opponents[f"{best} (best named grid)"] = job.starts[best]
+    best = min(scored, key=lambda name: scored[name], default="uniform")
+    if _grid(job, best) != opponents["uniform"]:
+        opponents[f"{best} (best named grid)"] = _grid(job, best)
     return opponents
+
+
+def _grid(job: Job, name: str) -> Plan:
+    """A named grid as ``evaluate`` takes it, which is not quite the space's nearest where times are real numbers."""
+    model, settings = job.evaluator.model, job.settings
+    if job.space.free_end:
+        return job.space.named(name, model.schedule)
+    return plan_of(f"{name}:{settings.steps}", model, settings.solver, settings.solver_options)
 
 
 def _result(study: Study) -> Result:
