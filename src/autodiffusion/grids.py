@@ -18,7 +18,7 @@ def uniform(steps: int, schedule: NoiseSchedule) -> Floats:
 
 def linspace(steps: int, schedule: NoiseSchedule) -> Floats:
     """Evenly from T - 1 to 0, both included."""
-    return np.linspace(len(schedule) - 1, 0, steps)
+    return np.asarray(np.linspace(len(schedule) - 1, 0, steps), dtype=np.float64)
 
 
 def trailing(steps: int, schedule: NoiseSchedule) -> Floats:
