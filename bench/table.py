@@ -19,7 +19,7 @@ from typing import Any
 from autodiffusion.confirm import Row, confirm, figure
 from autodiffusion.evaluate import Evaluator, derive_seed, describe
 from autodiffusion.grids import GRIDS
-from autodiffusion.judge import check_source, plan_of, prepare, teacher_plan
+from autodiffusion.inputs import check_source, plan_of, prepare, teacher_plan
 from autodiffusion.loop import search
 from autodiffusion.metrics import build
 from autodiffusion.models import load

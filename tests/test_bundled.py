@@ -14,7 +14,7 @@ from autodiffusion import Plan, Settings, load_model, search
 from autodiffusion.confirm import confirm
 from autodiffusion.evaluate import Evaluator
 from autodiffusion.grids import GRIDS
-from autodiffusion.judge import find_reference, plan_of, prepare, teacher_plan
+from autodiffusion.inputs import find_reference, plan_of, prepare, teacher_plan
 from autodiffusion.metrics import build
 from autodiffusion.reference import Reference
 
@@ -31,7 +31,7 @@ def first_generation(batch_size: int, threads: int) -> list[float]:
 import json, torch
 from autodiffusion import load_model
 from autodiffusion.grids import GRIDS
-from autodiffusion.judge import find_reference, plan_of, prepare
+from autodiffusion.inputs import find_reference, plan_of, prepare
 from autodiffusion.metrics import build
 torch.set_num_threads({threads})
 evaluator, source = prepare(load_model("mnist"), batch_size={batch_size})

@@ -22,7 +22,7 @@ from autodiffusion.evaluate import derive_seed, describe
 from autodiffusion.features import Extractor, Features
 from autodiffusion.features import load as load_features
 from autodiffusion.grids import grid
-from autodiffusion.judge import check_source, find_reference, parse_teacher, plan_of, prepare, teacher_plan
+from autodiffusion.inputs import check_source, find_reference, parse_teacher, plan_of, prepare, teacher_plan
 from autodiffusion.metrics import KL, build, frechet_distance
 from autodiffusion.plan import Step
 from autodiffusion.reference import Reference

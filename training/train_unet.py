@@ -20,7 +20,7 @@ from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from torch.nn import functional
 
 from autodiffusion.confirm import confirm, figure
-from autodiffusion.judge import find_reference, plan_of, prepare
+from autodiffusion.inputs import find_reference, plan_of, prepare
 from autodiffusion.models import load
 from autodiffusion.models.mnist import FOLDER, NULL_CLASS
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from autodiffusion.errors import InputError
 from autodiffusion.evaluate import Evaluator
-from autodiffusion.judge import check_source, find_reference, prepare, teacher_plan
+from autodiffusion.inputs import check_source, find_reference, prepare, teacher_plan
 from autodiffusion.metrics import KL, Metric
 from autodiffusion.models import load
 from autodiffusion.names import resolve

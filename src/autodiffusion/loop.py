@@ -15,8 +15,8 @@ from autodiffusion import __version__
 from autodiffusion.confirm import confirm
 from autodiffusion.errors import RunError
 from autodiffusion.evaluate import Evaluator, derive_seed
+from autodiffusion.inputs import plan_of, teacher_plan
 from autodiffusion.job import REPORTED, Job, teacher_reference
-from autodiffusion.judge import plan_of, teacher_plan
 from autodiffusion.metrics import KL, Metric, build
 from autodiffusion.plan import Plan
 from autodiffusion.progress import Quiet

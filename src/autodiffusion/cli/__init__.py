@@ -24,17 +24,20 @@ INTERRUPTED = 130
 app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
-    help="Finds at which few time steps to sample a pretrained diffusion model, without training.",
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"autodiffusion {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", is_eager=True, help="print the version")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print it")] = False,
 ) -> None:
-    if version:
-        print(f"autodiffusion {__version__}")
-        raise typer.Exit
+    """Finds at which few time steps to sample a pretrained diffusion model, without training."""
 
 
 app.command("search")(search_command)

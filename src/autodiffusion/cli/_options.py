@@ -11,6 +11,9 @@ import typer
 from autodiffusion.errors import InputError
 from autodiffusion.models import Model
 from autodiffusion.plan import Plan
+from autodiffusion.settings import PRESETS
+from autodiffusion.strategies.evolution import Evolution
+from autodiffusion.strategies.random import Random
 
 ModelOption = Annotated[
     str, typer.Option("--model", help="mnist, a folder or hub name of a diffusers UNet, or package.module:factory")
@@ -31,6 +34,17 @@ Threads = Annotated[int, typer.Option(min=0, help="of the CPU, 0 leaves it to to
 Json = Annotated[bool, typer.Option("--json", help="one JSON object on standard output, nothing else there")]
 Solver = Annotated[str, typer.Option(help="ddim, plms, dpm_solver, dpm_solver++ or package.module:attribute")]
 SolverOption = Annotated[list[str] | None, typer.Option("--solver-option", help="NAME=VALUE, may be repeated")]
+
+
+def usual(text: str, name: str) -> str:
+    """A help text with what each preset has for the option called ``name``."""
+    values = []
+    for preset in PRESETS.values():
+        own = vars(Evolution) | vars(Random) | preset | preset["evolution"]
+        value = own[name]
+        values.append(",".join(value) if isinstance(value, list) else str(value))
+    default, paper = values
+    return f"{text} [{default}]" if default == paper else f"{text} [{default}; paper: {paper}]"
 
 
 def load_model(
@@ -63,7 +77,7 @@ def load_model(
 
 def load_plan(name: str, model: Model, solver: str, solver_option: list[str] | None) -> Plan:
     """The plan in a file, or a named grid for ``model`` and the solver of the options."""
-    from autodiffusion.judge import plan_of
+    from autodiffusion.inputs import plan_of
 
     return plan_of(name, model, solver, pairs(solver_option, "--solver-option"))
 

@@ -51,7 +51,7 @@ def evaluate_command(
 ) -> None:
     """Scores a plan or a named grid on fresh noise, with a 95 % bootstrap interval."""
     from autodiffusion.confirm import confirm
-    from autodiffusion.judge import check_source, find_reference, prepare
+    from autodiffusion.inputs import check_source, find_reference, prepare
     from autodiffusion.progress import Shown
     from autodiffusion.sampling import nfe
 

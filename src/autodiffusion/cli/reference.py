@@ -41,7 +41,7 @@ def reference_command(
 ) -> None:
     """Computes the features and statistics that samples are compared with, once, into one file."""
     from autodiffusion.features import load as load_features
-    from autodiffusion.judge import find_reference, prepare
+    from autodiffusion.inputs import find_reference, prepare
     from autodiffusion.progress import Shown
     from autodiffusion.reference import load as load_reference
 

@@ -17,6 +17,7 @@ from autodiffusion.cli._options import (
     Schedule,
     SolverOption,
     pairs,
+    usual,
 )
 from autodiffusion.cli._output import print_json, print_rows
 from autodiffusion.errors import InputError
@@ -46,34 +47,55 @@ def search_command(
     strategy_option: Annotated[
         list[str] | None, typer.Option("--strategy-option", help="NAME=VALUE, may be repeated")
     ] = None,
-    population: Annotated[int | None, typer.Option(help="evolution: candidates a generation")] = None,
-    generations: Annotated[int | None, typer.Option(help="evolution: generations")] = None,
-    parents: Annotated[int | None, typer.Option(help="evolution: the best so many have children")] = None,
-    mutations: Annotated[int | None, typer.Option(help="evolution: children by mutation in a generation")] = None,
-    crossovers: Annotated[int | None, typer.Option(help="evolution: children by crossover in a generation")] = None,
+    population: Annotated[
+        int | None, typer.Option(help=usual("evolution: candidates a generation", "population"))
+    ] = None,
+    generations: Annotated[int | None, typer.Option(help=usual("evolution: generations", "generations"))] = None,
+    parents: Annotated[
+        int | None, typer.Option(help=usual("evolution: the best so many have children", "parents"))
+    ] = None,
+    mutations: Annotated[
+        int | None, typer.Option(help=usual("evolution: children by mutation in a generation", "mutations"))
+    ] = None,
+    crossovers: Annotated[
+        int | None, typer.Option(help=usual("evolution: children by crossover in a generation", "crossovers"))
+    ] = None,
     mutation_probability: Annotated[
-        float | None, typer.Option(help="evolution: with which each time step changes")
+        float | None, typer.Option(help=usual("evolution: with which each time step changes", "mutation_probability"))
     ] = None,
     initial_mutations: Annotated[
-        int | None, typer.Option(help="evolution: mutations of the first grid in the first population")
+        int | None,
+        typer.Option(help=usual("evolution: mutations of the first grid in the first population", "initial_mutations")),
     ] = None,
     initial_mutation_probability: Annotated[
-        float | None, typer.Option(help="evolution: with which each of their time steps changes")
+        float | None,
+        typer.Option(
+            help=usual("evolution: with which each of their time steps changes", "initial_mutation_probability")
+        ),
     ] = None,
     mutation_scale: Annotated[
-        float | None, typer.Option(help="evolution: size of local moves as a share of the time range; 0: anywhere")
+        float | None,
+        typer.Option(
+            help=usual("evolution: size of local moves as a share of the time range; 0: anywhere", "mutation_scale")
+        ),
     ] = None,
-    candidates: Annotated[int | None, typer.Option(help="random: candidates in all")] = None,
+    candidates: Annotated[int | None, typer.Option(help=usual("random: candidates in all", "candidates"))] = None,
     budget: Annotated[int | None, typer.Option(help="network evaluations times samples for the candidates")] = None,
-    samples: Annotated[int | None, typer.Option(help="for each candidate's score")] = None,
-    noise: Annotated[str | None, typer.Option(help="common to all candidates, or fresh for each")] = None,
-    starts: Annotated[str | None, typer.Option(help="named grids to begin with, by commas")] = None,
+    samples: Annotated[int | None, typer.Option(help=usual("for each candidate's score", "samples"))] = None,
+    noise: Annotated[
+        str | None, typer.Option(help=usual("common to all candidates, or fresh for each", "noise"))
+    ] = None,
+    starts: Annotated[str | None, typer.Option(help=usual("named grids to begin with, by commas", "starts"))] = None,
     gap: Annotated[int | None, typer.Option(help="smallest distance between two time steps")] = None,
     free_end: Annotated[
         bool | None, typer.Option("--free-end/--clean-end", help="search where the solver stops as well")
     ] = None,
-    finalists: Annotated[int | None, typer.Option(help="the best so many are compared again on fresh noise")] = None,
-    confirm_samples: Annotated[int | None, typer.Option(help="for the figures on fresh noise")] = None,
+    finalists: Annotated[
+        int | None, typer.Option(help=usual("the best so many are compared again on fresh noise", "finalists"))
+    ] = None,
+    confirm_samples: Annotated[
+        int | None, typer.Option(help=usual("for the figures on fresh noise", "confirm_samples"))
+    ] = None,
     teacher: Annotated[int | None, typer.Option(help="add a row of so many uniform steps to the final table")] = None,
     seed: Annotated[int | None, typer.Option(help="of everything random")] = None,
     guidance_scale: Guidance = None,

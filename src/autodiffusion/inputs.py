@@ -1,4 +1,4 @@
-"""What an evaluation is made of: the plan, the evaluator, and the reference, which may be the model's own teacher."""
+"""From the names that a user gives to plans, evaluators and references; a reference may be the model's own teacher."""
 
 from __future__ import annotations
 
