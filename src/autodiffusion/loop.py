@@ -36,7 +36,7 @@ class Result:
 
     Attributes:
         plan: the plan, with its fresh-noise figure as origin.
-        rows: the final table: uniform, the best named grid, found, and the teacher where asked for.
+        rows: the final table: uniform, the grid that did best in the search, found, and the teacher where asked for.
         search_cost: spent on candidates; ``confirm_cost`` on choosing among the best and on the table.
     """
 
@@ -196,7 +196,7 @@ def _opponents(job: Job, known: dict[Plan, float]) -> dict[str, Plan]:
     scored = {name: known[plan] for name, plan in job.starts.items() if plan in known}
     best = min(scored, key=lambda name: scored[name], default="uniform")
     if _grid(job, best) != opponents["uniform"]:
-        opponents[f"{best} (best named grid)"] = _grid(job, best)
+        opponents[f"{best} (best grid in the search)"] = _grid(job, best)
     return opponents
 
 
