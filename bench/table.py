@@ -1,25 +1,25 @@
 """The README's table: uniform steps, random search, evolutionary search and the default, on the bundled model.
 
-    .venv/bin/python bench/table.py [--samples 100] [--final 5000] [--steps 4,6,10] [--seed 0] [--runs runs/table]
+    .venv/bin/python bench/table.py [--samples 100] [--final 5000] [--steps 4,6,10] [--seed 0] [--again]
 
 The layout is that of Tables 2 and 3 of the AutoDiffusion appendix: FID / Inception Score. Random search and
 Algorithm 1 score 500 candidates of ``--samples`` samples each, with fresh noise for each candidate, as published; the
 paper scored 5,000 samples a candidate. Every figure is on noise that no search has seen. Searches resume where they
-stopped; the rows go to ``bench/results/table.json``, the table to standard output, the picture to ``docs/samples.png``.
+stopped, and rows in ``--out`` are not made again unless asked with ``--again``. The table goes to standard output, the
+picture to ``docs/samples.png``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from autodiffusion.confirm import Row, confirm, figure
+from autodiffusion.confirm import confirm
 from autodiffusion.evaluate import Evaluator, derive_seed, describe
 from autodiffusion.grids import GRIDS
-from autodiffusion.inputs import check_source, plan_of, prepare, teacher_plan
+from autodiffusion.inputs import check_source, plan_of, prepare
 from autodiffusion.loop import search
 from autodiffusion.metrics import build
 from autodiffusion.models import load
@@ -30,8 +30,12 @@ from autodiffusion.report import picture
 from autodiffusion.sampling import sample
 from autodiffusion.settings import Settings
 
-RESULTS, PICTURE = Path("bench/results/table.json"), Path("docs/samples.png")
-TEACHER = 100
+PICTURE = Path("docs/samples.png")
+METRICS = ["fid", "inception_score"]
+UNIFORM, GRID, RANDOM = "uniform", "best named grid", "random search"
+ALGORITHM_1, DEFAULT = "evolutionary search (Algorithm 1)", "autodiffusion's default"
+METHODS = (UNIFORM, GRID, RANDOM, ALGORITHM_1, DEFAULT)
+TEACHER, MANY = "teacher", 100
 
 
 def arguments() -> argparse.Namespace:
@@ -40,8 +44,31 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--final", type=int, default=5000, help="for the figures in the table")
     parser.add_argument("--steps", default="4,6,10")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--runs", type=Path, default=Path("runs/table"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/table"), help="folder of the searches")
+    parser.add_argument("--out", type=Path, default=Path("bench/results/table.json"), help="the rows")
+    parser.add_argument("--again", action="store_true", help="make the rows in --out again")
     return parser.parse_args()
+
+
+class Rows:
+    """The rows made so far, in the file ``--out``; those made with other sample counts or another seed are not read."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.path = args.out
+        self.made_with = {"samples_per_candidate": args.samples, "samples": args.final, "seed": args.seed}
+        self.rows: list[dict[str, Any]] = []
+        if self.path.exists() and not args.again:
+            content = json.loads(self.path.read_text())
+            if all(content[key] == value for key, value in self.made_with.items()):
+                self.rows = content["rows"]
+
+    def find(self, method: str, steps: int) -> dict[str, Any] | None:
+        return next((row for row in self.rows if (row["method"], row["steps"]) == (method, steps)), None)
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(json.dumps({**self.made_with, "rows": self.rows}, indent=1) + "\n")
 
 
 def best_grid(steps: int, evaluator: Evaluator, reference: Reference, seed: int) -> tuple[str, Plan]:
@@ -53,78 +80,66 @@ def best_grid(steps: int, evaluator: Evaluator, reference: Reference, seed: int)
     return name, plans[name]
 
 
-def plans(
-    steps: int, args: argparse.Namespace, evaluator: Evaluator, reference: Reference
-) -> Iterator[tuple[str, Any, Plan]]:
-    """(row, what the search spent, plan) for each method."""
-    yield "uniform", None, plan_of(f"uniform:{steps}", evaluator.model)
-    name, plan = best_grid(steps, evaluator, reference, args.seed)
-    yield f"best named grid ({name})", None, plan
+def found(method: str, steps: int, args: argparse.Namespace) -> tuple[Plan, int]:
+    """The plan that a search finds, and what it spent."""
     paper = {"preset": "paper", "samples": args.samples, "confirm_samples": 2}
-    methods = {
-        "random search": {**paper, "strategy": "random"},
-        "evolutionary search (Algorithm 1)": paper,
-        "autodiffusion's default": {},
-    }
-    for name, options in methods.items():
-        settings = Settings.of(model="mnist", steps=steps, seed=args.seed, **options)
-        with Shown() as progress:
-            result = search(settings, args.runs / f"{name.split()[0]}-{steps}", progress)
-        yield name, result.search_cost.evaluations + result.confirm_cost.evaluations, result.plan
+    options: dict[str, Any] = {RANDOM: {**paper, "strategy": "random"}, ALGORITHM_1: paper, DEFAULT: {}}[method]
+    settings = Settings.of(model="mnist", steps=steps, seed=args.seed, **options)
+    with Shown() as progress:
+        result = search(settings, args.runs / f"{method.split()[0]}-{steps}", progress)
+    return result.plan, result.search_cost.evaluations + result.confirm_cost.evaluations
 
 
 def main() -> None:
     args = arguments()
     model = load("mnist")
     evaluator, source = prepare(model)
-    reference = check_source(source, evaluator, ["fid", "inception_score"])
+    reference = check_source(source, evaluator, METRICS)
     assert reference is not None
-    rows: dict[str, dict[int, tuple[Row, Any]]] = {}
-
-    def score(name: str, steps: int, spent: Any, plan: Plan) -> None:
-        [row] = confirm(evaluator, reference, {name: plan}, ["fid", "inception_score"], args.final, args.seed)
-        print(f"{name}, {steps} steps: {figure(row.to_json()['scores']['fid'])}  {describe(plan)[:100]}", flush=True)
-        rows.setdefault(name.partition(" (")[0], {})[steps] = (row, spent)
-
+    rows = Rows(args)
     counts = [int(text) for text in args.steps.split(",")]
-    for steps in counts:
-        for name, spent, plan in plans(steps, args, evaluator, reference):
-            score(name, steps, spent, plan)
-    score("teacher", TEACHER, None, teacher_plan(model, TEACHER))
-    write(rows, counts, args)
-    few = counts[0]
-    shown = {
-        f"{TEACHER} uniform steps": rows["teacher"][TEACHER][0].plan,
-        f"{few} uniform steps": rows["uniform"][few][0].plan,
-        f"{few} steps found": rows["autodiffusion's default"][few][0].plan,
-    }
-    PICTURE.parent.mkdir(exist_ok=True)
-    picture({name: sample(model, plan, 64, args.seed) for name, plan in shown.items()}, PICTURE)
+    for method, steps in [*((method, steps) for steps in counts for method in METHODS), (TEACHER, MANY)]:
+        if rows.find(method, steps):
+            continue
+        spent, label = None, method
+        if method in (UNIFORM, TEACHER):
+            plan = plan_of(f"uniform:{steps}", model)
+        elif method == GRID:
+            name, plan = best_grid(steps, evaluator, reference, args.seed)
+            label = f"{method} ({name})"
+        else:
+            plan, spent = found(method, steps, args)
+        [row] = confirm(evaluator, reference, {label: plan}, METRICS, args.final, args.seed)
+        rows.add(row.to_json() | {"method": method, "steps": steps, "search_evaluations": spent})
+        print(f"{label}, {steps} steps: {cell(rows.rows[-1])}  {describe(plan)[:90]}", flush=True)
+    show(rows, counts)
+    shown = {"100 uniform steps": (TEACHER, MANY), "4 uniform steps": (UNIFORM, 4), "4 found steps": (DEFAULT, 4)}
+    plans = {title: rows.find(*key) for title, key in shown.items()}
+    if all(plans.values()):
+        drawn = {
+            title: sample(model, Plan.model_validate(row["plan"]), 64, args.seed) for title, row in plans.items() if row
+        }
+        PICTURE.parent.mkdir(exist_ok=True)
+        picture(drawn, PICTURE)
 
 
-def write(rows: dict[str, dict[int, tuple[Row, Any]]], counts: list[int], args: argparse.Namespace) -> None:
-    """The rows as JSON, and as the Markdown table."""
-    content = [
-        row.to_json() | {"steps": steps, "search_evaluations": spent}
-        for entries in rows.values()
-        for steps, (row, spent) in entries.items()
-    ]
-    RESULTS.write_text(
-        json.dumps({"samples_per_candidate": args.samples, "seed": args.seed, "rows": content}, indent=1) + "\n"
-    )
+def show(rows: Rows, counts: list[int]) -> None:
+    """Prints the Markdown table."""
     print(f"\n| FID / Inception Score | {' | '.join(f'{steps} steps' for steps in counts)} |")
     print("| --- |" + " --- |" * len(counts))
-    for name, entries in rows.items():
-        if name != "teacher":
-            print(f"| {name} | " + " | ".join(cell(*entries[steps]) for steps in counts) + " |")
-    teacher = rows["teacher"][TEACHER][0]
-    print(f"\n{TEACHER} uniform steps: {cell(teacher, None)}")
+    for method in METHODS:
+        found_rows = [rows.find(method, steps) for steps in counts]
+        print(f"| {method} | " + " | ".join(cell(row) for row in found_rows if row) + " |")
+    teacher = rows.find(TEACHER, MANY)
+    assert teacher is not None
+    print(f"| {MANY} uniform steps |" + " |" * (len(counts) - 1) + f" {cell(teacher)} |")
 
 
-def cell(row: Row, spent: int | None) -> str:
-    fid, score = row.scores["fid"], row.scores["inception_score"]
-    cost = "" if spent is None else f" ({spent / 1000:,.0f}k)"
-    return f"{fid.value:.1f} ± {(fid.high - fid.low) / 2:.1f} / {score.value:.2f}{cost}"
+def cell(row: dict[str, Any]) -> str:
+    fid, score, spent = row["scores"]["fid"], row["scores"]["inception_score"], row["search_evaluations"]
+    name = row["name"].partition(" (")[2].removesuffix(")") if row["method"] == GRID else ""
+    note = f" ({spent / 1000:,.0f}k)" if spent else f" ({name})" if name else ""
+    return f"{fid['value']:.1f} ± {(fid['high'] - fid['low']) / 2:.1f} / {score['value']:.2f}{note}"
 
 
 if __name__ == "__main__":
