@@ -9,10 +9,17 @@ the network said there. ``--demo`` measures the demo's search as well, which tak
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import subprocess
 import sys
 import tempfile
+
+import torch
+
+from autodiffusion import load_model
+from autodiffusion.inputs import plan_of
+from autodiffusion.sampling import Cost, walk
 
 BLOCK = 1024
 
@@ -36,11 +43,23 @@ def main() -> None:
     if args.demo:
         print(f"{peak(['--steps', '4', '--solver', 'ddim']):6.0f} MiB  the demo's search")
     small = ["--samples", str(BLOCK), "--batch-size", str(BLOCK), "--confirm-samples", "2", "--finalists", "1"]
-    small += ["--population", "2", "--generations", "1", "--starts", "uniform"]
-    for steps in (4, 8, 16, 32):
-        print(f"{peak(['--steps', str(steps), *small]):6.0f} MiB  {steps} steps, blocks of {BLOCK} samples")
+    small += ["--population", "1", "--generations", "1", "--starts", "uniform"]
+    for steps in (4, 16):
+        peak_mib = peak(["--steps", str(steps), *small])
+        print(f"{peak_mib:6.0f} MiB  peak, {live(steps):5.1f} MiB in tensors: {steps} steps, blocks of {BLOCK} samples")
     state = BLOCK * 16 * 16 * 4 / 2**20
     print(f"{state:6.0f} MiB  is one state of such a block, and as much is kept of what the network said there")
+    print("            the rest of the growth of the peak is the allocator's, which keeps what it once had")
+
+
+def live(steps: int) -> float:
+    """MiB in tensors when a plan of so many steps has been walked, the network's weights included."""
+    model = load_model("mnist")
+    walked = walk(model, [plan_of(f"uniform:{steps}", model)], range(BLOCK), 0, Cost())
+    next(walked)  # the walk stands still here, with all that it keeps
+    tensors = (thing for thing in gc.get_objects() if type(thing) in (torch.Tensor, torch.nn.Parameter))
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values()) / 2**20
 
 
 if __name__ == "__main__":

@@ -79,9 +79,9 @@ def test_the_demo_keeps_its_promise(tmp_path: Path, bundled: tuple[Evaluator, Re
     found = search(Settings.of(model="mnist", steps=4), tmp_path / "run").plan
     model, fid = evaluator.model, build("fid", reference)
     grids = {name: plan_of(f"{name}:4", model) for name in GRIDS}
-    scores = evaluator.scores(list(grids.values()), fid, 5000, 77)
+    scores = evaluator.scores(list(grids.values()), fid, 2000, 77)
     best = min(score.value for score in scores)
     plans = {"uniform": grids["uniform"], "found": found, "teacher": teacher_plan(model, 100)}
-    value = {row.name: row.scores["fid"].value for row in confirm(evaluator, reference, plans, ["fid"], 5000, 7)}
+    value = {row.name: row.scores["fid"].value for row in confirm(evaluator, reference, plans, ["fid"], 2000, 7)}
     assert value["found"] <= 0.6 * value["uniform"]
     assert best - value["found"] >= 0.5 * (best - value["teacher"])
