@@ -27,7 +27,8 @@ def main() -> None:
     medians = dict(zip(STATEMENTS, map(median, zip(*rounds, strict=True)), strict=True))
     for statement, value in medians.items():
         print(f"{value:7.3f} s  {statement}")
-    print(f"{medians['import torch, autodiffusion'] - medians['import torch']:+7.3f} s  import autodiffusion, beyond torch")
+    beyond = medians["import torch, autodiffusion"] - medians["import torch"]
+    print(f"{beyond:+7.3f} s  import autodiffusion, beyond torch")
 
 
 if __name__ == "__main__":
