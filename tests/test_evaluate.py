@@ -264,7 +264,7 @@ def test_fid_scores_are_a_direct_computation(real_images: Path) -> None:
         images = model.decode(alone(model, plan, range(50)))
         assert score.value == pytest.approx(frechet_distance(*gaussian(seen(images)), *target), rel=1e-4, abs=1e-6)
         assert (score.samples, score.problem) == (50, None)
-    assert evaluator.cost.evaluations + evaluator.cost.saved == 50 * sum(len(plan.steps) for plan in plans)
+    assert evaluator.cost.evaluations + evaluator.cost.saved == 50 * sum(len(plan.steps) for plan in set(plans))
 
 
 @pytest.mark.parametrize("end", [None, 3.0])

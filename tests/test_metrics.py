@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -285,7 +286,172 @@ def test_kl_refuses_what_it_cannot_use() -> None:
     assert kl.value([0.0, 0.0], [[1.0, 2.0]]) == 0
 
 
+# --- pseudo-values
+
+
+def influences(value: Callable[[np.ndarray], float], count: int, step: float = 1e-4) -> np.ndarray:
+    """Derivatives of ``value(weights)`` by the weight that each sample gets at the expense of all."""
+    even = np.full(count, 1 / count)
+    steps = step * (np.eye(count) - even)
+    return np.array([(value(even + s) - value(even - s)) / (2 * step) for s in steps])
+
+
+def leaving_one_out(judge: Metric, samples: Features) -> np.ndarray:
+    numbers = np.arange(len(samples))
+    without = np.array([judge.value(samples.take(np.delete(numbers, i))) for i in numbers])
+    return len(samples) * judge.value(samples) - (len(samples) - 1) * without
+
+
+def standard_error(pseudovalues: np.ndarray) -> float:
+    return float(pseudovalues.std(ddof=1) / math.sqrt(len(pseudovalues)))
+
+
+@pytest.mark.parametrize("count", [10, 16, 17, 60])
+def test_fid_pseudovalues_are_the_derivatives_by_the_samples_weights(count: int) -> None:
+    rng = random(22)
+    ref = reference(correlated(rng, 400, 16))
+    samples = of(correlated(rng, count, 16))
+    vectors, root = samples.vectors.double().numpy(), scipy.linalg.sqrtm(ref.sigma).real
+
+    def fid(weights: np.ndarray) -> float:
+        mean = weights @ vectors
+        scaled = np.sqrt(weights * count / (count - 1))[:, None] * (vectors - mean)
+        trace = np.linalg.svd(scaled @ root, compute_uv=False).sum()
+        return float(((mean - ref.mu) ** 2).sum() + (scaled**2).sum() + np.trace(ref.sigma) - 2 * trace)
+
+    expected = influences(fid, count)
+    found = metric("fid", ref).pseudovalues(samples) - fid(np.full(count, 1 / count))
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_fid_pseudovalues_are_near_those_of_leaving_each_sample_out() -> None:
+    rng = random(23)
+    judge = metric("fid", reference(correlated(rng, 500, 6)))
+    samples = of(correlated(rng, 300, 6))
+    slow, fast = leaving_one_out(judge, samples), judge.pseudovalues(samples)
+    assert np.corrcoef(slow, fast)[0, 1] > 0.999
+    assert slow.std() == pytest.approx(fast.std(), rel=0.03)
+
+
+@pytest.mark.parametrize("count", [5, 30])
+def test_fid_pseudovalues_of_one_sample_again_and_again_are_the_value(count: int) -> None:
+    judge = metric("fid", reference(correlated(random(24), 100, 8)))
+    samples = of(np.full((count, 8), 0.1))
+    np.testing.assert_allclose(judge.pseudovalues(samples), judge.value(samples), rtol=1e-6)
+
+
+def test_kid_pseudovalues_are_those_of_leaving_each_sample_out() -> None:
+    rng = random(25)
+    judge = metric("kid", reference(correlated(rng, 40, 5)))
+    samples = of(correlated(rng, 35, 5))
+    np.testing.assert_allclose(judge.pseudovalues(samples), leaving_one_out(judge, samples), rtol=1e-8)
+
+
+@pytest.mark.parametrize("splits", [1, 3])
+def test_inception_score_pseudovalues_are_the_derivatives_by_the_samples_weights(splits: int) -> None:
+    samples = of(np.zeros((50, 2)), random(26).normal(size=(50, 6)) * 2)
+    assert samples.logits is not None
+    given = scipy.special.softmax(samples.logits.double().numpy(), axis=1)
+
+    def score(weights: np.ndarray) -> float:
+        parts = zip(np.array_split(given, splits), np.array_split(weights / weights.sum(), splits), strict=True)
+        shares = [(p, w / w.sum()) for p, w in parts]
+        return float(np.mean([math.exp(w @ scipy.stats.entropy(p, (w @ p)[None], axis=1)) for p, w in shares]))
+
+    judge = InceptionScore(reference(np.eye(2)), splits)
+    found = judge.pseudovalues(samples) - judge.value(samples)
+    np.testing.assert_allclose(found, influences(score, 50), atol=1e-6)
+
+
+class Mean(Metric):
+    """The plainest metric, whose standard error is known."""
+
+    better = "lower"
+    needs = "features"
+
+    def measure(self, features: Features) -> float:
+        return float(features.vectors.double().mean())
+
+
+class Picky(Mean):
+    minimum = 30
+
+    def measure(self, features: Features) -> float:
+        assert len(features) >= 30
+        return super().measure(features)
+
+
+def test_pseudovalues_of_a_mean_give_the_standard_error_of_a_mean() -> None:
+    judge = Mean(reference(random(27).normal(size=(9, 1))))
+    few, many = (of(random(28).normal(size=(n, 1))) for n in (15, 400))
+    np.testing.assert_allclose(judge.pseudovalues(few), few.vectors[:, 0], rtol=1e-9)  # the samples themselves
+    groups = many.vectors.double().numpy().reshape(20, 20).mean(1)
+    np.testing.assert_allclose(judge.pseudovalues(many), groups, atol=1e-12)
+    errors = [standard_error(judge.pseudovalues(of(random(i).normal(size=(403, 1))))) for i in range(100)]
+    assert np.mean(errors) == pytest.approx(1 / math.sqrt(403), rel=0.06)
+
+
+def test_pseudovalues_leave_as_many_samples_as_the_metric_needs() -> None:
+    judge = Picky(reference(random(29).normal(size=(9, 1))))
+    for count in (31, 32, 33, 40, 500):
+        found = judge.pseudovalues(of(random(30).normal(size=(count, 1))))
+        assert 20 <= len(found) <= count
+    with pytest.raises(InputError, match="of 30 samples none can be left out; give 31 or more"):
+        judge.pseudovalues(of(np.ones((30, 1))))
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "dimension", "likeness", "low", "high"),
+    [
+        ("fid", 400, 16, 0.3, 0.85, 1.2),
+        ("fid", 400, 16, 0.9, 0.85, 1.2),
+        ("fid", 40, 64, 0.3, 0.95, 1.3),  # 1.14 with many draws
+        ("fid", 40, 64, 0.9, 0.95, 1.3),
+        ("kid", 100, 6, 0.6, 0.8, 1.25),
+        ("inception_score", 100, 6, 0.6, 0.8, 1.25),
+        ("precision", 100, 6, 0.6, 0.8, 1.25),
+        ("recall", 100, 6, 0.6, 1.2, 2.3),  # 1.8 with many draws
+    ],
+)
+def test_pseudovalues_tell_how_far_apart_two_plans_on_the_same_noise_can_be_by_chance(
+    name: str, count: int, dimension: int, likeness: float, low: float, high: float
+) -> None:
+    rng = random(31)
+    judge = metric(name, reference(rng.normal(size=(150, dimension))))
+    common, *own = rng.normal(size=(3, dimension, dimension)) / math.sqrt(dimension)
+    plans = [np.eye(dimension) + 0.5 * (likeness * common + (1 - likeness) * mix) for mix in own]
+
+    differences, errors = [], []
+    for _ in range(80 if name == "recall" else 200):
+        noise = rng.normal(size=(count, dimension))
+        a, b = (judge.pseudovalues(of(noise @ plan + 0.2, noise @ plan * 2)) for plan in plans)
+        differences.append(a.mean() - b.mean())
+        errors.append(standard_error(a - b))
+    assert low < np.mean(errors) / np.std(differences, ddof=1) < high
+
+
 # --- every metric of features
+
+
+@pytest.mark.parametrize("name", FEATURE_METRICS)
+@pytest.mark.parametrize("count", [10, 200, 1000])
+def test_every_metric_has_pseudovalues_around_its_value(name: str, count: int) -> None:
+    rng = random(32)
+    judge = metric(name, reference(rng.normal(size=(150, 3))))
+    vectors, logits = rng.normal(size=(count, 3)) + 0.5, rng.normal(size=(count, 4))
+    samples = of(vectors, logits)
+    found = judge.pseudovalues(samples)
+    assert found.dtype == np.float64
+    assert min(count, 20) <= len(found) <= count
+    assert np.isfinite(found).all()
+    assert found.std() > 0 or count == 10  # which can all be precise, whichever is left out
+    assert found.mean() == pytest.approx(judge.value(samples), rel=1e-9)
+    backwards = of(vectors[::-1], logits[::-1])
+    np.testing.assert_allclose(judge.pseudovalues(backwards), found[::-1], atol=1e-9 * np.abs(found).max())
+    vectors[3, 1] = logits[3, 1] = np.nan
+    broken = judge.pseudovalues(of(vectors, logits))
+    assert len(broken) == len(found)
+    assert (broken == judge.worst).all()
 
 
 @pytest.mark.parametrize("name", FEATURE_METRICS)

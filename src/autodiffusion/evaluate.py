@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,7 +16,7 @@ from autodiffusion.features import Extractor, Features
 from autodiffusion.metrics import KL, Interval, Metric, interval
 from autodiffusion.models import Model
 from autodiffusion.plan import Plan, tidy
-from autodiffusion.sampling import Cost, Tick, blocks, stretches, walk
+from autodiffusion.sampling import Beginnings, Cost, Tick, begin, blocks, stretches, walk
 from autodiffusion.schedule import Floats
 
 BATCH_SIZE = 128
@@ -73,11 +73,11 @@ class Evaluator:
         """A score for each plan, in their order, all on noise and conditions 0 to ``samples`` - 1 of ``seed``."""
         if isinstance(metric, KL):
             return [
-                _score(metric, metric.value(*bound), samples)
+                score_of(metric, metric.value(*bound), samples)
                 for bound in self.bounds(plans, metric, samples, seed, tick)
             ]
         found = self.features(plans, samples, seed, tick)
-        return [_score(metric, part if isinstance(part, str) else metric.value(part), samples) for part in found]
+        return [score_of(metric, part if isinstance(part, str) else metric.value(part), samples) for part in found]
 
     def intervals(
         self, plan: Plan, metrics: Mapping[str, Metric | KL], samples: int, seed: int, tick: Tick | None = None
@@ -101,17 +101,7 @@ class Evaluator:
         self, plans: Sequence[Plan], samples: int, seed: int, tick: Tick | None = None
     ) -> list[Features | str]:
         """The features of each plan's samples, in their order; a sentence for a plan whose samples are not finite."""
-        parts: list[list[Features]] = [[] for _ in plans]
-        problems: dict[int, str] = {}
-        for block in blocks(samples, self.batch_size):
-            left = [i for i in range(len(plans)) if i not in problems]
-            for place, x in walk(self.model, [plans[i] for i in left], block, seed, self.cost, tick):
-                bad = int((~torch.isfinite(x).flatten(1).all(1)).sum())
-                if bad:
-                    problems[left[place]] = f"{bad} of samples {block[0]} to {block[-1]} are not finite"
-                else:
-                    parts[left[place]].append(self.extractor(self.model.decode(x)))
-        return [problems[i] if i in problems else Features.cat(parts[i]) for i in range(len(plans))]
+        return Pool(self, seed, [samples]).grow(plans, samples, tick)
 
     def bounds(
         self, plans: Sequence[Plan], metric: KL, samples: int, seed: int, tick: Tick | None = None
@@ -173,7 +163,67 @@ class Evaluator:
         return images[:samples].float() / 127.5 - 1
 
 
-def _score(metric: Metric | KL, value: float | str, samples: int) -> Score:
+class Pool:
+    """The features of plans on one noise, for numbers of samples that grow: what is there is not computed again.
+
+    Attributes:
+        evaluator: what samples, extracts and counts.
+        blocks: the noise, cut where a count of ``counts`` ends and into parts of the evaluator's ``batch_size``.
+    """
+
+    def __init__(self, evaluator: Evaluator, seed: int, counts: Sequence[int], limit: int = 0) -> None:
+        """An empty pool of the noise of ``seed``.
+
+        Args:
+            counts: the numbers of samples that will be asked for, rising.
+            limit: bytes that states of solvers may take between calls of :meth:`grow`, all blocks together.
+        """
+        self.evaluator, self.seed, self._limit = evaluator, seed, limit
+        edges = zip((0, *counts), counts, strict=False)
+        self.blocks = [
+            range(low + block.start, low + block.stop)
+            for low, high in edges
+            for block in blocks(high - low, evaluator.batch_size)
+        ]
+        self._parts: dict[Plan, list[Features]] = {}
+        self._problems: dict[Plan, str] = {}
+        self._begun: dict[range, Beginnings] = {}
+
+    def grow(self, plans: Sequence[Plan], samples: int, tick: Tick | None = None) -> list[Features | str]:
+        """The features of each plan's first ``samples`` samples, in their order; a sentence for one that fails."""
+        model, cost = self.evaluator.model, self.evaluator.cost
+        wanted = [block for block in self.blocks if block.stop <= samples]
+        for number, block in enumerate(wanted):
+            short = [
+                p for p in dict.fromkeys(plans) if p not in self._problems and len(self._parts.get(p, ())) <= number
+            ]
+            if not short:
+                continue
+            for place, x in walk(model, short, block, self.seed, cost, tick, self._beginnings(block)):
+                bad = int((~torch.isfinite(x).flatten(1).all(1)).sum())
+                if bad:
+                    self._problems[short[place]] = f"{bad} of samples {block[0]} to {block[-1]} are not finite"
+                else:
+                    features = self.evaluator.extractor(model.decode(x))
+                    self._parts.setdefault(short[place], []).append(features)
+        return [self._problems.get(plan) or Features.cat(self._parts[plan][: len(wanted)]) for plan in plans]
+
+    def keep(self, plans: Collection[Plan]) -> None:
+        """Frees what is known of all other plans, states that they passed included."""
+        self._parts = {plan: parts for plan, parts in self._parts.items() if plan in plans}
+        ways = [tuple(stretch.key for stretch in stretches(plan, self.evaluator.model)) for plan in plans]
+        for begun in self._begun.values():
+            begun.keep_only(ways)
+
+    def _beginnings(self, block: range) -> Beginnings | None:
+        """What plans have in common on a block; kept only where there is a limit to keep it under."""
+        if self._limit and block not in self._begun:
+            share = self._limit * len(block) // self.blocks[-1].stop
+            self._begun[block] = begin(self.evaluator.model, block, self.seed, share)
+        return self._begun.get(block)
+
+
+def score_of(metric: Metric | KL, value: float | str, samples: int) -> Score:
     """The score of a value, or of the reason why there is none."""
     if isinstance(value, str):
         return Score(metric.worst, samples, value)

@@ -56,7 +56,7 @@ class Job:
         solver = resolve("solvers", settings.solver)
         free_end = settings.free_end
         if free_end is None:
-            free_end = settings.preset == "paper" and solver.continuous
+            free_end = solver.continuous
         options = {"clip": model.clip} | settings.solver_options
         space = SearchSpace.of(
             model.schedule,

@@ -3,6 +3,9 @@
 Adding a solver, a metric, a strategy, a feature network or a model family is adding one file to its room. The file's
 name is the name on the command line (``_pp`` stands for ``++``), and it assigns what it offers to the
 room's noun: ``solvers/ddim.py`` ends in ``solver = DDIM``. Files that begin with an underscore are helpers.
+
+A class whose attribute ``colon`` names one of its options takes that option after its name: ``optuna:GPSampler`` is
+the strategy ``optuna`` with ``sampler=GPSampler``.
 """
 
 from __future__ import annotations
@@ -81,7 +84,14 @@ def with_options(room: str, name: str, options: Mapping[str, Any], *required: An
     Raises:
         InputError: an unknown name or option, or an option of another type.
     """
-    cls, what = resolve(room, name), f"{NOUNS[room]} {name}"
+    what = f"{NOUNS[room]} {name}"
+    file, _, word = name.partition(":")
+    option = getattr(resolve(room, file), "colon", None) if word and file in known(room) else None
+    if option is not None:
+        if option in options:
+            raise InputError(f"{what}: option {option} = {options[option]!r} is given a second time; leave it out")
+        name, options = file, {**options, option: word}
+    cls = resolve(room, name)
     parameters = inspect.signature(cls).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
     for key, value in options.items():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import torch
@@ -44,11 +46,76 @@ class Stretch:
     move: Move
     skip: frozenset[int]
 
-    @property
-    def order(self) -> tuple[Any, ...]:
-        """A key that sorts plans so that shared beginnings stand next to each other, earliest times first."""
+    @cached_property
+    def key(self) -> tuple[Any, ...]:
+        """Equal for stretches that do the same; sorts plans so that shared beginnings stand next to each other."""
         stop = -1.0 if self.move.stop is None else self.move.stop
-        return (-self.move.t, sorted(self.skip), self.name, -stop, self.move.ask, self.move.order)
+        return (-self.move.t, tuple(sorted(self.skip)), self.name, -stop, self.move.ask, self.move.order)
+
+
+Keys: TypeAlias = tuple[tuple[Any, ...], ...]
+"""The keys of a plan's first stretches: its beginning."""
+
+
+@dataclass
+class Point:
+    """Where a beginning leads on one block of noise.
+
+    Attributes:
+        state: the solver's.
+        said: what the network last said there, with the time and the layers left out for which it said it.
+    """
+
+    state: State
+    said: tuple[float, frozenset[int], Tensor] | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Memory that its tensors take."""
+        tensors = [self.state.x, *(prediction for _, prediction in self.state.history)]
+        tensors += [self.said[2]] if self.said else []
+        return sum(tensor.nbytes for tensor in tensors)
+
+
+class Beginnings:
+    """Points that plans on one block of noise have passed, for plans that begin alike.
+
+    Attributes:
+        limit: bytes that may stay between two plans; what was used longest ago goes first. The points of the last plan
+            always stay.
+        condition: what the block's samples are asked to show.
+    """
+
+    def __init__(self, noise: Tensor, condition: Tensor | None, limit: int = 0) -> None:
+        self.limit, self.condition = limit, condition
+        self._points: OrderedDict[Keys, Point] = OrderedDict({(): Point(State(noise))})
+
+    def furthest(self, keys: Keys) -> tuple[int, Point]:
+        """The longest part of a beginning that has been walked: its length and where it leads."""
+        length = max(n for n in range(len(keys) + 1) if keys[:n] in self._points)
+        for n in range(length + 1):
+            if keys[:n] in self._points:
+                self._points.move_to_end(keys[:n])
+        return length, self._points[keys[:length]]
+
+    def keep(self, keys: Keys, point: Point) -> None:
+        """Adds the point to which ``keys`` lead."""
+        self._points[keys] = point
+
+    def trim(self, keys: Keys) -> None:
+        """Forgets what is over the limit, but nothing on the way of ``keys``."""
+        way = {keys[:n] for n in range(len(keys) + 1)}
+        total = sum(point.bytes for point in self._points.values())
+        for old in [old for old in self._points if old not in way]:
+            if total <= self.limit:
+                return
+            total -= self._points.pop(old).bytes
+
+    def keep_only(self, ways: Iterable[Keys]) -> None:
+        """Forgets what does not lie on any of these ways."""
+        kept = {()} | {keys[:n] for keys in ways for n in range(len(keys) + 1)}
+        for old in [old for old in self._points if old not in kept]:
+            del self._points[old]
 
 
 def stretches(plan: Plan, model: Model) -> tuple[Stretch, ...]:
@@ -80,52 +147,65 @@ def nfe(plan: Plan, model: Model) -> int:
 
 @torch.inference_mode()
 def walk(
-    model: Model, plans: Sequence[Plan], indices: Sequence[int], seed: int, cost: Cost, tick: Tick | None = None
+    model: Model,
+    plans: Sequence[Plan],
+    indices: Sequence[int],
+    seed: int,
+    cost: Cost,
+    tick: Tick | None = None,
+    begun: Beginnings | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """Samples every plan for the samples ``indices``, and yields (place in ``plans``, x ``[len(indices), *shape]``).
 
     All plans begin in the same noise and conditions. They come sorted, so that one state a step of the current plan is
-    all that is kept, with what the network last said there: a plan that goes on from it elsewhere need not ask again.
+    all that has to be kept, with what the network last said there: a plan that goes on from it elsewhere need not ask
+    again.
+
+    Args:
+        begun: of :func:`begin` for the same model, samples and seed: what earlier calls walked is not walked again.
     """
-    noise, condition = model.noise(indices, seed), model.condition(indices, seed)
+    begun = begun or begin(model, indices, seed)
     paths = [stretches(plan, model) for plan in plans]
-    trail: list[Stretch] = []
-    states = [State(noise)]
-    said: list[tuple[float, frozenset[int], Tensor] | None] = [None]
+    keys = [tuple(stretch.key for stretch in path) for path in paths]
 
     def fresh(number: int) -> Tensor:
         return model.noise(indices, seed, stream=LABELS + 1 + number)
 
-    def go_on(stretch: Stretch) -> None:
+    def go_on(point: Point, stretch: Stretch) -> Point:
         def predict(x: Tensor, t: float) -> Tensor:
-            last = said[-1]
-            if x is states[-1].x and last is not None and last[:2] == (t, stretch.skip):
+            if x is point.state.x and point.said is not None and point.said[:2] == (t, stretch.skip):
                 cost.saved += len(x)
-                return last[2]
+                return point.said[2]
             cost.evaluations += len(x)
             if tick:
                 tick(len(x))
-            answer = model.predict(x, t, condition)
-            if x is states[-1].x:
-                said[-1] = (t, stretch.skip, answer)
+            answer = model.predict(x, t, begun.condition)
+            if x is point.state.x:
+                point.said = (t, stretch.skip, answer)
             return answer
 
         with model.without(stretch.skip):
-            state = stretch.solver.step(predict, states[-1], stretch.move, fresh)
-        trail.append(stretch)
-        states.append(state)
-        said.append(None)
+            return Point(stretch.solver.step(predict, point.state, stretch.move, fresh))
 
-    for place in sorted(range(len(plans)), key=lambda i: [stretch.order for stretch in paths[i]]):
-        path = paths[place]
-        shared = 0
-        while shared < min(len(trail), len(path)) and trail[shared] == path[shared]:
-            cost.saved += len(path[shared].move.ask) * len(indices)
-            shared += 1
-        del trail[shared:], states[shared + 1 :], said[shared + 1 :]
-        for stretch in path[shared:]:
-            go_on(stretch)
-        yield place, states[-1].x
+    for place in sorted(range(len(plans)), key=lambda i: keys[i]):
+        path, beginning = paths[place], keys[place][:-1]
+        length, point = begun.furthest(beginning)
+        cost.saved += sum(len(stretch.move.ask) for stretch in path[:length]) * len(indices)
+        for n in range(length, len(path)):
+            point = go_on(point, path[n])
+            if n + 1 < len(path):
+                begun.keep(beginning[: n + 1], point)
+        begun.trim(beginning)
+        yield place, point.state.x
+
+
+def begin(model: Model, indices: Sequence[int], seed: int, limit: int = 0) -> Beginnings:
+    """What all plans have in common on a block of noise, to be kept between calls of :func:`walk`.
+
+    Args:
+        limit: bytes that the states of earlier plans may take.
+    """
+    return Beginnings(model.noise(indices, seed), model.condition(indices, seed), limit)
 
 
 def sample(

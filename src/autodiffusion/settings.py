@@ -16,23 +16,17 @@ Count = Annotated[int, Field(ge=1)]
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {
-        "samples": 120,
+        "strategy": "ladder",
+        "samples": 500,
         "noise": "common",
         "starts": list(GRIDS),
         "finalists": 4,
         "confirm_samples": 2000,
-        "evolution": {
-            "population": 18,
-            "generations": 9,
-            "parents": 6,
-            "mutations": 13,
-            "crossovers": 5,
-            "mutation_probability": 0.5,
-            "initial_mutations": 0,
-            "mutation_scale": 0.08,
-        },
+        "evolution": {"population": 18, "generations": 9, "parents": 6, "mutations": 13, "crossovers": 5}
+        | {"mutation_probability": 0.5, "initial_mutations": 0, "mutation_scale": 0.08},
     },
     "paper": {
+        "strategy": "evolution",
         "samples": 5000,
         "noise": "fresh",
         "starts": ["uniform"],
@@ -44,7 +38,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 """What is filled in where nothing is said. ``paper``: Algorithm 1 as released for ImageNet 64, whose numbers are also
 the defaults of the strategy itself."""
 
-RUNNING = ("batch_size", "device", "threads", "dtype")
+RUNNING = ("batch_size", "device", "threads", "dtype", "cache_mb")
 """Settings that say how a search runs, not what it finds; a resumed search may change them."""
 
 
@@ -59,7 +53,7 @@ class Settings(BaseModel):
             solver.
         gap: smallest distance between two steps, in the space's time steps.
         metric: what is searched for; ``features`` and ``reference`` are the model's own where they are not given.
-        samples: for each candidate's score.
+        samples: for each candidate's score; with common noise a strategy may use fewer for a first look.
         noise: ``common`` for all candidates, or ``fresh`` for each, as in the paper.
         seed: of everything random.
         strategy: its name; ``strategy_options`` its options.
@@ -70,6 +64,7 @@ class Settings(BaseModel):
         teacher: steps of a many-step row in the final table, 0 for none.
         guidance_scale, classes, null_class, schedule: of the model, where its files do not say.
         batch_size, device, dtype, threads: how it runs; ``threads`` 0 leaves it to torch.
+        cache_mb: memory for what candidates have in common from one round to the next, on the device.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -87,7 +82,7 @@ class Settings(BaseModel):
     samples: Annotated[int, Field(ge=2)]
     noise: Literal["common", "fresh"]
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    strategy: str = "evolution"
+    strategy: str
     strategy_options: dict[str, Option] = {}
     starts: list[str]
     budget: Count | None = None
@@ -99,6 +94,7 @@ class Settings(BaseModel):
     null_class: Annotated[int, Field(ge=0)] | None = None
     schedule: str | None = None
     batch_size: Count = 128
+    cache_mb: Annotated[int, Field(ge=0)] = 1024
     device: str = "cpu"
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     threads: Annotated[int, Field(ge=0)] = 0
@@ -115,7 +111,7 @@ class Settings(BaseModel):
         if not isinstance(preset, str) or preset not in PRESETS:
             raise InputError(f"{where}: preset '{preset}' is unknown {nearest(str(preset), PRESETS)}")
         filled = {key: value for key, value in PRESETS[preset].items() if key != "evolution"}
-        if given.get("strategy", "evolution") == "evolution":
+        if (filled | given)["strategy"] == "evolution":
             own = given.get("strategy_options", {})
             given["strategy_options"] = PRESETS[preset]["evolution"] | own if isinstance(own, dict) else own
         try:

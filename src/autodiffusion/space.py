@@ -148,6 +148,34 @@ class SearchSpace:
         positions[moved] = drawn
         return self.plan(positions)
 
+    def curve(self, first: float, last: float, power: float) -> Plan:
+        """Nodes from ``first`` to ``last``, shares of the time range, even in its ``power``-th root.
+
+        Power 1 is evenly spaced, a larger one denser at the end (Karras et al. 2022, equation 5, with time for noise).
+        """
+        ends = first ** (1 / power), last ** (1 / power)
+        return self.plan(np.linspace(*ends, self.nodes) ** power * (len(self.times) - 1))
+
+    def push(self, plan: Plan, weights: ArrayLike, distance: float) -> Plan:
+        """Moves each node by its weight times ``distance``, a share of the time range; nodes do not pass each other.
+
+        Args:
+            weights: ``[nodes]``; all 1 shifts the whole sequence, a single 1 moves one node.
+        """
+        positions, top = self.positions(plan), len(self.times) - 1
+        moved = positions + np.asarray(weights, dtype=np.float64) * distance * top
+        alone = np.flatnonzero(weights)
+        if len(alone) == 1:
+            i = int(alone[0])
+            low = positions[i + 1] + self.gap if i + 1 < self.nodes else 0
+            high = positions[i - 1] - self.gap if i else top
+            moved[i] = min(max(moved[i], low), high)
+        return self.plan(np.clip(moved, 0, top))
+
+    def blend(self, first: Plan, second: Plan, share: float) -> Plan:
+        """The plan whose nodes lie between those of two others, ``share`` of the way to ``second``."""
+        return self.plan((1 - share) * self.positions(first) + share * self.positions(second))
+
     def cross(self, first: Plan, second: Plan, rng: np.random.Generator) -> Plan:
         """Each node from either parent with equal probability; equal nodes are moved apart."""
         choice = rng.random(self.nodes) < 0.5

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from autodiffusion.errors import InputError
 from autodiffusion.features import Features
-from autodiffusion.metrics._base import Metric
+from autodiffusion.metrics._base import Floats, Metric
 from autodiffusion.reference import Reference
 
 
@@ -33,16 +35,31 @@ class InceptionScore(Metric):
 
     def measure(self, features: Features) -> float:
         """The mean score of the parts."""
+        return float(torch.stack([part.mean().exp() for part in self._divergences(features)]).mean())
+
+    def pseudovalues(self, features: Features) -> Floats:
+        """One for each sample, by its influence: p(y) is where the mean divergence from it is least.
+
+        So a sample counts only by its own divergence, and not by how it moves p(y).
+        """
+        if not self.fits(features):
+            return np.full(len(features), self.worst)
+        parts = self._divergences(features)
+        scores = torch.stack([part.mean().exp() for part in parts])
+        weights = [len(features) / (self.splits * len(part)) for part in parts]
+        influence = [w * score * (part - part.mean()) for w, score, part in zip(weights, scores, parts, strict=True)]
+        return np.asarray((scores.mean() + torch.cat(influence)).numpy())
+
+    def _divergences(self, features: Features) -> list[Tensor]:
+        """``KL(p(y|x) || p(y))`` of each sample of each part."""
         assert features.logits is not None
         if len(features) < self.splits:
             raise InputError(f"metric inception_score: {len(features)} samples cannot be cut into {self.splits} parts")
-        log_given = features.logits.double().log_softmax(1)
-        scores = []
-        for part in log_given.tensor_split(self.splits):
+        divergences = []
+        for part in features.logits.double().log_softmax(1).tensor_split(self.splits):
             log_marginal = part.logsumexp(0) - math.log(len(part))
-            divergence = (part.exp() * (part - log_marginal)).sum(1)
-            scores.append(float(torch.exp(divergence.mean())))
-        return sum(scores) / len(scores)
+            divergences.append((part.exp() * (part - log_marginal)).sum(1))
+        return divergences
 
 
 metric = InceptionScore

@@ -84,6 +84,16 @@ class KID(Metric):
         """
         return self._pairs(features).standard_error
 
+    def pseudovalues(self, features: Features) -> Floats:
+        """One for each sample: those of the jackknife that leaves out one at a time, from the same sums as the value.
+
+        For samples distributed like the reference their standard error is sqrt(2) times the true one.
+        """
+        if not self.fits(features):
+            return np.full(len(features), self.worst)
+        pairs = self._pairs(features)
+        return np.asarray(pairs.mean + 2 * (pairs.rows - pairs.rows.mean()) / (pairs.count - 2))
+
     def interval(self, features: Features, resamples: int = 200, seed: int = 0, level: float = 0.95) -> Interval:
         """The value with a normal interval of its standard error, so that nothing is resampled.
 

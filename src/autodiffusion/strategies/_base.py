@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,7 +34,13 @@ class Strategy(ABC):
     rounds: int = field(default=0, init=False)
     """How often it has been asked."""
     seen: set[Plan] = field(default_factory=set, init=False)
-    """Every plan it has asked for; none is asked for twice."""
+    """Every plan it has asked for; none is asked for twice with the same share and anchor."""
+    share: float = field(default=1.0, init=False)
+    """Of a score's full number of samples, what the plans just asked for are worth; in (0, 1]."""
+    anchor: Plan | None = field(default=None, init=False)
+    """A plan scored with all samples, from which those of the plans just asked for are measured as differences."""
+    limit: float = field(default=math.inf, init=False)
+    """How many plans with all samples can still be afforded."""
 
     @property
     @abstractmethod
@@ -44,15 +51,27 @@ class Strategy(ABC):
     def propose(self, rng: np.random.Generator) -> list[Plan]:
         """The plans of the next round, best first where only some can be afforded; empty when the search is over."""
 
-    def ask(self, limit: int) -> list[Plan]:
-        """At most ``limit`` plans to score next, none of them asked for before; empty when the search is over."""
-        plans = self.propose(np.random.default_rng((self.seed, self.rounds)))[:limit]
+    def ask(self, limit: float = math.inf) -> list[Plan]:
+        """Plans to score next, with :attr:`share` and :attr:`anchor` as they are then; empty when the search is over.
+
+        Args:
+            limit: the plans cost at most as much as so many with all samples.
+        """
+        self.limit = limit
+        plans = self.propose(np.random.default_rng((self.seed, self.rounds)))
+        if math.isfinite(limit):
+            plans = plans[: max(0, int(limit / self.share))]
         self.rounds += 1
         self.seen.update(plans)
         return plans
 
-    def tell(self, losses: Sequence[tuple[Plan, float]]) -> None:
-        """What the plans of the last round scored: lower is better, infinity for those that failed."""
+    def tell(self, losses: Sequence[tuple[Plan, float]], errors: Mapping[Plan, float] | None = None) -> None:
+        """What the plans of the last round scored.
+
+        Args:
+            losses: lower is better, infinity for those that failed.
+            errors: the standard error of a plan's difference from the best of the round, where it was measured.
+        """
 
     def new(self, plans: list[Plan], draw: Callable[[], Plan], count: int) -> None:
         """Appends up to ``count`` plans from ``draw()`` that are neither seen nor in ``plans`` yet.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -64,7 +64,7 @@ class Evolution(Strategy):
             return []
         return self._first(rng) if self.rounds == 0 else self._next(rng)
 
-    def tell(self, losses: Sequence[tuple[Plan, float]]) -> None:
+    def tell(self, losses: Sequence[tuple[Plan, float]], errors: Mapping[Plan, float] | None = None) -> None:
         self.scored.extend((loss, plan) for plan, loss in losses if np.isfinite(loss))
 
     def best(self) -> list[Plan]:

@@ -1,0 +1,125 @@
+"""Racing: a strategy's candidates on one noise, with as many samples as their comparison is worth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from autodiffusion.evaluate import Evaluator, Pool, Score, score_of
+from autodiffusion.features import Features
+from autodiffusion.metrics import Metric
+from autodiffusion.plan import Plan
+from autodiffusion.sampling import Cost, Tick
+
+RUNGS = (0.1, 0.2, 0.5, 1.0)
+"""Shares of the full number of samples that a comparison can stand on; nested, so that more adds to what is there."""
+LEAST = 8
+"""Samples below which no score says anything."""
+
+
+@dataclass(frozen=True)
+class Lap:
+    """What one round of a race gives.
+
+    Attributes:
+        scores: of the plans, in their order. Where there is an anchor, the values are estimates for all samples.
+        errors: for each plan the standard error of the difference from the best, measured over the samples of the two
+            on the same noise; 0 for the best, not a number where there is none.
+    """
+
+    scores: list[Score]
+    errors: list[float]
+
+
+class Race:
+    """Scores plans by one metric on one noise, at growing numbers of samples.
+
+    What two neighbouring rounds have in common is kept: features of plans that come again, and the states on their way.
+    Everything else is forgotten, so that what a round costs follows from it and the one before.
+    """
+
+    def __init__(self, evaluator: Evaluator, metric: Metric, samples: int, seed: int, limit: int) -> None:
+        """A race of up to ``samples`` samples.
+
+        Args:
+            limit: bytes that states of solvers may take from one round to the next.
+        """
+        self.metric, self.counts = metric, counts(samples, metric.minimum)
+        self.held: dict[Plan, int] = {}
+        self._evaluator = evaluator
+        self._pool = Pool(evaluator, seed, self.counts, limit)
+        self._restored = True
+
+    def samples(self, share: float) -> int:
+        """The number of samples that stands for ``share`` of all: the next rung."""
+        wanted = share * self.counts[-1] * (1 - 1e-9)
+        return next(count for count in self.counts if count >= wanted)
+
+    def price(self, plans: Sequence[Plan], samples: int, anchor: Plan | None, nfe: int) -> int:
+        """Network evaluations that a round costs at most, should nothing but what is held be shared."""
+        needs = self._needs(plans, samples, anchor)
+        return nfe * sum(max(0, need - self.held.get(plan, 0)) for plan, need in needs.items())
+
+    def skip(self, plans: Sequence[Plan], samples: int, anchor: Plan | None) -> None:
+        """Takes note of a round whose result is known from before, without computing anything."""
+        self._hold(self._needs(plans, samples, anchor))
+        self._restored = False
+
+    def lap(self, plans: Sequence[Plan], samples: int, anchor: Plan | None = None, tick: Tick | None = None) -> Lap:
+        """Scores ``plans`` with ``samples`` samples each; as differences from ``anchor`` where that is given."""
+        self._restore(tick)
+        self._hold(self._needs(plans, samples, anchor))
+        self._pool.keep(self.held)
+        base = None
+        if anchor is not None and samples < self.counts[-1]:
+            [base] = self._pool.grow([anchor], self.counts[-1], tick)
+        found = self._pool.grow(plans, samples, tick)
+        scores = [score_of(self.metric, self._value(part, base), samples) for part in found]
+        return Lap(scores, self._errors(found, scores))
+
+    def _value(self, part: Features | str, base: Features | str | None) -> float | str:
+        if isinstance(part, str):
+            return part
+        return self.metric.anchored(part, base) if isinstance(base, Features) else self.metric.value(part)
+
+    def _errors(self, found: Sequence[Features | str], scores: Sequence[Score]) -> list[float]:
+        sign = -1.0 if self.metric.better == "higher" else 1.0
+        good = [i for i, score in enumerate(scores) if score.problem is None]
+        errors = [math.nan] * len(scores)
+        if not good:
+            return errors
+        moved = {i: self.metric.pseudovalues(part) for i in good if isinstance(part := found[i], Features)}
+        best = min(good, key=lambda i: sign * scores[i].value)
+        for i, values in moved.items():
+            errors[i] = float(np.std(values - moved[best], ddof=1) / math.sqrt(len(values)))
+        return errors
+
+    def _needs(self, plans: Sequence[Plan], samples: int, anchor: Plan | None) -> dict[Plan, int]:
+        """How many samples of which plan a round stands on."""
+        needs = dict.fromkeys(plans, samples)
+        if anchor is not None:
+            needs[anchor] = self.counts[-1]
+        return needs
+
+    def _hold(self, needs: Mapping[Plan, int]) -> None:
+        self.held = {plan: max(need, self.held.get(plan, 0)) for plan, need in needs.items()}
+
+    def _restore(self, tick: Tick | None) -> None:
+        """Computes again what an interrupted search held; that was paid for before and is not counted again."""
+        if self._restored:
+            return
+        spent = self._evaluator.cost
+        self._evaluator.cost = Cost()
+        for count in sorted(set(self.held.values())):
+            self._pool.grow([plan for plan, held in self.held.items() if held == count], count, tick)
+        self._pool.keep(self.held)
+        self._evaluator.cost, self._restored = spent, True
+
+
+def counts(samples: int, minimum: int = 2) -> list[int]:
+    """The numbers of samples at which a race of ``samples`` compares, rising; a metric's ``minimum`` needs one more."""
+    least = min(samples, max(LEAST, minimum + 1))
+    return sorted({max(least, math.ceil(share * samples)) for share in RUNGS} - {0})

@@ -1,0 +1,217 @@
+"""The default search: many starts at a glance, then few candidates with more and more samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import TypeAlias
+
+import numpy as np
+
+from autodiffusion.errors import InputError
+from autodiffusion.plan import Plan
+from autodiffusion.strategies._base import Strategy
+
+RUNGS = (0.1, 0.2, 0.5, 1.0)
+"""Shares of the full number of samples at which candidates are compared."""
+FIRST, LAST, POWERS = (0.98, 0.93, 0.85, 0.72, 0.55), (0.01, 0.1, 0.22), (0.7, 1.0, 1.5)
+"""The family of starts: shares of the time range where the first and the last node lie, and the power of the curve."""
+ENOUGH = 2.5
+"""Standard errors by which a plan must be behind to be dropped before its turn."""
+FEW = 8
+"""Plans with all samples; where no more can be afforded than so many, there is nothing to race for."""
+
+Losses: TypeAlias = dict[Plan, float]
+Asking: TypeAlias = Generator[list[Plan], tuple[Losses, Mapping[Plan, float]], None]
+"""Yields the plans to score and is sent their losses and errors."""
+
+
+@dataclass
+class Ladder(Strategy):
+    """Races starts, explores from the best of them, and refines the best step by step.
+
+    Every comparison begins with few samples. Where most of a field lies within the measured standard error of its best,
+    so few samples cannot tell, and nothing is dropped, or more are used from then on. From the second part on,
+    candidates are scored as differences from the best plan known, the anchor, whose value stands on all samples; what
+    looks better so is scored with all samples before it is believed.
+
+    1. Starts: the given ones and a family of curves, in a race over :data:`RUNGS` (successive halving, by thirds).
+    2. Exploring: children of the ``elite`` best by mutation of falling scale, crossover and blending; the best quarter
+       gets more samples, the best two all.
+    3. Refining: a pattern search (Hooke and Jeeves 1961) over single nodes and over the whole sequence (shift, stretch
+       from either end, bend), each move with a step of its own that grows by success and shrinks by failure.
+
+    Attributes:
+        explorations: rounds of exploring.
+        children: candidates in each of them.
+        elite: how many of the best have children.
+        scale: standard deviation of the first mutations as a share of the time range; the last ones' is a quarter.
+        step: first step of refining as a share of the time range.
+        smallest_step: at which refining ends; at least one time step.
+        family: whether to try the family of curves, not only the given starts.
+        anchored: whether candidates are scored as differences from the best plan.
+    """
+
+    explorations: int = 8
+    children: int = 12
+    elite: int = 4
+    scale: float = 0.15
+    step: float = 0.03
+    smallest_step: float = 0.008
+    family: bool = True
+    anchored: bool = True
+    full: Losses = field(default_factory=dict, init=False)
+    """The losses of plans scored with all samples."""
+    glance: float = field(default=RUNGS[0], init=False)
+    """Share of samples that a candidate's first score stands on, as the spread so far demands."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("explorations", 0), ("children", 4), ("elite", 1)):
+            if getattr(self, name) < least:
+                raise InputError(f"strategy ladder: {name} = {getattr(self, name)} must be at least {least}")
+        for name in ("scale", "step", "smallest_step"):
+            if not 0 < getattr(self, name) <= 1:
+                raise InputError(f"strategy ladder: {name} = {getattr(self, name)} lies outside 0 to 1")
+        self._rng = np.random.default_rng(self.seed)
+        self._asking = self._climb()
+        self._told: tuple[Losses, Mapping[Plan, float]] | None = None
+        self._errors: Mapping[Plan, float] = {}
+        self._affordable = math.inf
+
+    @property
+    def planned(self) -> int:
+        starts = len(set(self.starts)) + (len(FIRST) * len(LAST) * len(POWERS) if self.family else 0)
+        exploring = self.explorations * (self.children * (RUNGS[0] + RUNGS[1] / 4) + 2)
+        refining = 10 * (2 * (self.space.nodes + 4) * RUNGS[1] + 1)
+        return round(starts * (RUNGS[0] + RUNGS[1] / 3) + 2 * self.elite + exploring + refining)
+
+    def propose(self, rng: np.random.Generator) -> list[Plan]:
+        try:
+            return next(self._asking) if self._told is None else self._asking.send(self._told)
+        except StopIteration:
+            return []
+
+    def tell(self, losses: Sequence[tuple[Plan, float]], errors: Mapping[Plan, float] | None = None) -> None:
+        self._told = dict(losses), errors or {}
+        if self.share == 1:
+            self.full |= {plan: loss for plan, loss in losses if math.isfinite(loss)}
+
+    def _climb(self) -> Asking:
+        self._affordable = self.limit
+        yield from self._race(self._beginnings())
+        if self.full:
+            yield from self._explore()
+            yield from self._refine()
+
+    def _score(
+        self, plans: Sequence[Plan], share: float, anchor: Plan | None = None
+    ) -> Generator[list[Plan], tuple[Losses, Mapping[Plan, float]], list[tuple[float, Plan]]]:
+        """Asks for the plans' losses, and gives them sorted, best first; those that failed are left out."""
+        self.share, self.anchor = share, anchor if self.anchored else None
+        losses, self._errors = yield list(plans)
+        ranked = [(losses[plan], plan) for plan in plans if math.isfinite(losses.get(plan, math.inf))]
+        return sorted(ranked, key=lambda entry: entry[0])
+
+    def _blurred(self, ranked: list[tuple[float, Plan]]) -> bool:
+        """Whether the losses just told spread less than their errors."""
+        losses, errors = [loss for loss, _ in ranked], list(self._errors.values())
+        return len(losses) > 2 and bool(errors) and float(np.median(errors)) > float(np.std(losses))
+
+    def _beginnings(self) -> list[Plan]:
+        """The given starts and the family, as many as can have a first look for a quarter of what can be afforded."""
+        plans = list(dict.fromkeys(self.starts))
+        if self.family:
+            curves = [self.space.curve(*shape) for shape in product(FIRST, LAST, POWERS)]
+            new = [plan for plan in dict.fromkeys(curves) if plan not in plans]
+            room = 0.25 * self.limit / RUNGS[0] - len(plans)
+            if room < len(new):
+                new = [new[i] for i in sorted(self._rng.permutation(len(new))[: max(0, int(room))])]
+            plans += new
+        return plans or [self.space.sample(self._rng)]
+
+    def _race(self, field: list[Plan]) -> Asking:
+        for share in RUNGS if self.limit > FEW else (1.0,):
+            if share < 1 and len(field) <= self.elite:
+                continue
+            ranked = yield from self._score(field, share)
+            if not ranked:
+                return
+            best, errors = ranked[0][0], self._errors
+            field = [plan for loss, plan in ranked if loss - best <= ENOUGH * errors.get(plan, math.inf)]
+            field = field[: max(self.elite, len(ranked) // 2)]
+            if share == RUNGS[0] and self._blurred(ranked):
+                self.glance = RUNGS[1]
+
+    def _explore(self) -> Asking:
+        for number in range(self.explorations):
+            if self.limit < 0.35 * self._affordable:
+                return
+            scale = self.scale * 0.25 ** (number / max(1, self.explorations - 1))
+            plans: list[Plan] = []
+            self.new(plans, lambda scale=scale: self._child(scale), self.children)  # type: ignore[misc]
+            best = self._best()[0]
+            ranked = yield from self._score(plans, self.glance, best)
+            if self._blurred(ranked):
+                self.glance = RUNGS[1]
+            more = [plan for _, plan in ranked[: max(2, len(ranked) // 4)]]
+            if more:
+                ranked = yield from self._score(more, min(0.5, 2 * self.glance), best)
+            worst = self.full[self._best()[-1]]
+            if promising := [plan for loss, plan in ranked[:2] if loss < worst]:
+                yield from self._score(promising, 1, best)
+
+    def _best(self) -> list[Plan]:
+        """The elite: of the plans scored with all samples those of lowest loss."""
+        return sorted(self.full, key=lambda plan: self.full[plan])[: self.elite]
+
+    def _child(self, scale: float) -> Plan:
+        rng, elite = self._rng, self._best()
+        parent = elite[min(int(rng.exponential(1.2)), len(elite) - 1)]
+        if len(elite) == 1 or rng.random() > 0.35:
+            return self.space.mutate(parent, rng, 0.5, scale)
+        other = elite[rng.integers(len(elite))]
+        crossed = self.space.cross(parent, other, rng)
+        child = crossed if rng.random() < 0.5 else self.space.blend(parent, other, rng.random())
+        return child if rng.random() < 0.5 else self.space.mutate(child, rng, 0.4, scale / 2)
+
+    def _refine(self) -> Asking:
+        anchor, share = self._best()[0], self.glance
+        moves = self._moves()
+        least = max(self.smallest_step, 1 / (len(self.space.times) - 1))
+        steps = [self.step] * len(moves)
+        while True:
+            best, best_loss = anchor, self.full[anchor]
+            for i, weights in enumerate(moves):
+                if steps[i] < least:
+                    continue
+                pushed = [self.space.push(best, weights, sign * steps[i]) for sign in (1, -1)]
+                plans = [plan for plan in dict.fromkeys(pushed) if plan != best]
+                ranked = (yield from self._score(plans, share, anchor)) if plans else []
+                better = bool(ranked) and ranked[0][0] < best_loss
+                if better:
+                    best_loss, best = ranked[0]
+                steps[i] *= 1.3 if better else 0.5
+            if best != anchor:
+                expected = self.full[anchor] - best_loss
+                ranked = yield from self._score([best], 1, anchor)
+                gained = self.full[anchor] - ranked[0][0] if ranked else -math.inf
+                anchor = best if gained > 0 else anchor
+                if gained < expected / 4:  # what few samples promise does not hold
+                    share = min(1.0, 2 * share)
+            if max(steps) < least:
+                if share >= RUNGS[1]:
+                    return
+                share, steps = 2 * share, [max(self.step / 3, 2 * least)] * len(moves)
+
+    def _moves(self) -> list[np.ndarray[tuple[int], np.dtype[np.float64]]]:
+        """Weights of the nodes in each move: the whole sequence first, then single nodes, the last first."""
+        nodes = self.space.nodes
+        falling = np.linspace(1, 0, nodes) if nodes > 1 else np.ones(1)
+        whole = [np.ones(nodes), falling, 4 * falling * (1 - falling), 1 - falling]
+        single = np.eye(nodes)[::-1]
+        return [*(whole if nodes > 1 else []), *single]
+
+
+strategy = Ladder

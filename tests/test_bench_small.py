@@ -1,0 +1,124 @@
+"""The benchmarks of time and honesty in small: what they measure with, and that they run."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from autodiffusion import Plan, Settings
+from autodiffusion.evaluate import derive_seed
+from autodiffusion.inputs import find_reference, prepare
+from autodiffusion.metrics import build
+from autodiffusion.models import Model, load
+from bench import honesty, models, overhead
+
+
+def small(real_images: Path, **options: object) -> Settings:
+    given = {"model": "small:model", "reference": str(real_images), "steps": 3, "samples": 40, "budget": 2000}
+    return Settings.of(**given | {"finalists": 2, "confirm_samples": 60, "threads": 1} | options)
+
+
+def test_clock_counts_nested_time_for_the_inner_part_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticking = [0.0]
+    monkeypatch.setattr(overhead, "now", lambda: (ticking[0], 2 * ticking[0]))
+
+    def passes(seconds: float) -> None:
+        ticking[0] += seconds
+
+    clock = overhead.Clock()
+    inner = clock.timed("inner", lambda: passes(4))
+
+    def work() -> None:
+        passes(1)
+        inner()
+        passes(2)
+
+    passes(8)
+    clock.phase("search", 0)
+    clock.timed("outer", work)()
+    passes(16)
+    with pytest.raises(ZeroDivisionError):
+        clock.timed("inner", lambda: 1 / 0)()
+    clock.book()
+    expected = {("setup", "loop"): 8, ("search", "outer"): 3, ("search", "inner"): 4, ("search", "loop"): 16}
+    assert clock.spent == {key: (seconds, 2 * seconds) for key, seconds in expected.items()}
+
+
+def test_overhead_is_all_that_the_networks_do_not_take() -> None:
+    spent = {("search", "network"): 6.0, ("search", "feature network"): 2.0, ("search", "metric"): 1.0}
+    spent |= {("confirm", "loop"): 1.0, ("setup", "imports"): 90.0}
+    times = {key: (seconds, 0.0) for key, seconds in spent.items()}
+    assert overhead.share(times, ["search"]) == pytest.approx(1 / 9)
+    assert overhead.share(times, ["search", "confirm"]) == pytest.approx(0.2)
+    assert "all but setup: 20.00%" in overhead.table(times)
+
+
+def test_every_second_of_a_search_is_counted_once(tmp_path: Path, real_images: Path) -> None:
+    before, start = Model.noise, time.perf_counter()
+    spent = overhead.measure(small(real_images), tmp_path / "run")
+    passed = time.perf_counter() - start
+    assert Model.noise is before
+    assert sum(wall for _, wall in spent.values()) == pytest.approx(passed, rel=0.02)
+    phases = {phase for phase, _ in spent}
+    assert {"setup", "search", "confirm"} <= phases
+    for part in (*overhead.NETWORKS, "noise, labels", "solver", "walking", "pixels", "metric", "strategy", "ledger"):
+        assert spent["search", part][0] >= 0, part
+    assert spent["confirm", "report, pictures"][0] > 0.01
+    assert (tmp_path / "run" / "plan.json").exists()
+
+
+def test_reevaluation_is_of_the_found_plan_on_noise_of_its_own(tmp_path: Path, real_images: Path) -> None:
+    settings = small(real_images, seed=5)
+    row = honesty.searched(settings, tmp_path / "run")
+    plan = Plan.load(tmp_path / "run" / "plan.json")
+    evaluator, source = prepare(load(settings.model), reference=settings.reference)
+    fid = build("fid", find_reference(source, evaluator))
+
+    def score(samples: int, purpose: str) -> float:
+        return evaluator.scores([plan], fid, samples, derive_seed(5, purpose))[0].value
+
+    assert row["pooled"] == pytest.approx(score(600, "honesty"), rel=1e-6)
+    assert row["search"] == pytest.approx(score(40, "search"), rel=1e-6)
+    assert row["reported"]["value"] == pytest.approx(score(60, "confirm"), rel=1e-6)
+    assert (row["search_samples"], row["samples"]) == (40, 60)
+    assert row["pooled"] < row["again"] < row["fresh"]  # a FID falls with the number of samples
+
+
+def test_counts_of_what_lies_inside() -> None:
+    reported = {"value": 2.0, "low": 1.0, "high": 3.0}
+    row = {"reported": reported, "again": 1.5, "pooled": 0.5, "search": 0.9, "fresh": 1.2, "fresh_deviation": 0.1}
+    found = honesty.counts([row, row | {"again": 3.5, "search": 1.3}])
+    assert found == {
+        "searches": 2,
+        "again_inside": 1,
+        "pooled_inside": 0,
+        "search_inside": 1,
+        "search_below_fresh": 1,
+        "search_as_fresh": 1,
+    }
+
+
+def test_searches_take_models_solvers_and_steps_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(honesty, "reference_of", str)
+    made = [honesty.settings_of(number, {"seed": 3, "budget": 9000}) for number in range(20)]
+    assert len({(settings.model, settings.solver, settings.steps) for settings in made[:8]}) == 8
+    assert [settings.seed for settings in made] == list(range(3, 23))
+    assert {settings.preset for settings in made} == {"default"}
+
+
+def test_honesty_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(models, "REFERENCES", tmp_path)
+    monkeypatch.setattr(models, "REAL", 500)
+    options = ["--searches", "1", "--budget", "6000", "--confirm-samples", "100", "--out", str(tmp_path / "found.json")]
+    monkeypatch.setattr(sys, "argv", ["honesty", *options])
+    honesty.main()
+    content = json.loads((tmp_path / "found.json").read_text())
+    [row] = content["rows"]
+    assert (row["model"], row["samples"], content["searches"]) == ("mixture", 100, 1)
+    assert f"equal sample counts, {content['again_inside']} of 1" in capsys.readouterr().out
