@@ -2,10 +2,11 @@
 
     .venv/bin/python -m bench.ideas [--models mixture,empirical] [--steps 4,6,10] [--seeds 3] [--again]
 
-GITS        Chen et al. 2024, "On the Trajectory Regularity of ODE-based Diffusion Sampling", section 4: one teacher
+GITS        Chen et al. 2024, "On the Trajectory Regularity of ODE-based Diffusion Sampling" (ICML): one teacher
             trajectory on a fine grid, the error of every jump between two of its points, and dynamic programming over
-            the jumps, where what comes later weighs gamma times as much a step: 1, and the paper's 1.15 for solvers
-            whose errors grow. Jumps are DDIM's, for the other solver too, as in the paper. No sample is ever scored.
+            the jumps, where each later jump weighs gamma times as much: 1, or 1.15 as is the authors' code's default.
+            A jump is one of DDIM, for the other solver too, as in that code; its error is the mean distance, where the
+            code's default is a difference in distance from the trajectory's chord. No sample is ever scored.
 gradient    Like LD3 (Tong et al. 2024, "Learning to Discretize Denoising Diffusion ODEs"): real times, moved by Adam on
             the squared distance between the few steps' sample and the teacher's of the same noise, through the solver;
             in pixels or in the features of the FID. DDIM only.
@@ -56,7 +57,7 @@ FINE, PATHS = 80, 64
 POOL, BATCH, ITERATIONS, RATE = 200, 50, 100, 0.03
 """Gradient: the teacher's samples, those of one step of Adam, steps of Adam, and their rate."""
 CANDIDATES, COMMON = 120, 250
-"""COBYQA: FIDs that are taken, the grids' included, and samples of each; about the cost of the package's default."""
+"""COBYQA: FIDs that are taken at most, the grids' included, and samples of each."""
 
 Times = Sequence[float]
 Found = tuple[Times, int]
@@ -111,7 +112,7 @@ def best_grid(task: Task, seed: int) -> Found:
 
 @torch.inference_mode()
 def gits(task: Task, seed: int, gamma: float = 1.0) -> Found:
-    """Dynamic programming over a teacher's trajectory from T - 1 to clean data (algorithm 1 of the paper).
+    """Dynamic programming over a teacher's trajectory from T - 1 to clean data.
 
     In z = x / alpha and s = sigma / alpha DDIM is Euler's method, dz = epsilon ds; distances are taken there.
     """
@@ -203,7 +204,7 @@ def differentiable_ddim(model: Model, x: Tensor, times: Tensor) -> Tensor:
 def cobyqa(task: Task, seed: int, starts: Sequence[str]) -> Found:
     """COBYQA from the best of the named grids; the best times that it looked at."""
     noise, last = task.model.noise(range(COMMON), derive_seed(seed, "search")), len(task.model.schedule) - 1
-    seen: list[tuple[float, tuple[float, ...]]] = []
+    seen: list[tuple[float, Times]] = []
 
     @torch.inference_mode()
     def score(times: Times) -> float:
@@ -263,11 +264,9 @@ def table(rows: list[dict[str, Any]], name: str, solver: str, steps: list[int]) 
 
 def cell(rows: list[dict[str, Any]]) -> str:
     """The mean over seeds, the least and the greatest, and the cost; empty without rows."""
-    if not rows:
-        return ""
-    fids, spent = [row["fid"] for row in rows], np.mean([row["evaluations"] for row in rows]) / 1000
+    fids, spent = [row["fid"] for row in rows], np.mean([row["evaluations"] for row in rows] or [0]) / 1000
     span = f" [{min(fids):.3g}, {max(fids):.3g}]" if len(fids) > 1 else ""
-    return f"{np.mean(fids):.3g}{span}" + (f" ({spent:,.0f}k)" if spent else "")
+    return f"{np.mean(fids):.3g}{span}" + (f" ({spent:,.0f}k)" if spent else "") if fids else ""
 
 
 def main() -> None:
@@ -293,7 +292,7 @@ def main() -> None:
     title = f"FID, mean over {args.seeds} seeds [least, greatest] (cost of finding the plan)\n"
     text = "\n".join([title, *(table(rows, name, solver, steps) for name, solver in product(names, SOLVERS))])
     (RESULTS / "ideas.md").write_text(text)
-    print(text)
+    print(text, end="")
 
 
 if __name__ == "__main__":

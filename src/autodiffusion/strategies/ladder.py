@@ -151,6 +151,8 @@ class Ladder(Strategy):
             scale = self.scale * 0.25 ** (number / max(1, self.explorations - 1))
             plans: list[Plan] = []
             self.new(plans, lambda scale=scale: self._child(scale), self.children)  # type: ignore[misc]
+            if not plans:
+                return
             best = self._best()[0]
             ranked = yield from self._score(plans, self.glance, best)
             if self._blurred(ranked):

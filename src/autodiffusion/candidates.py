@@ -1,0 +1,129 @@
+"""Candidates: ask, evaluate, tell, until the strategy or the budget is done; every score goes into the ledger."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+from typing import Any
+
+from autodiffusion.evaluate import Score, derive_seed
+from autodiffusion.job import Job
+from autodiffusion.metrics import KL, Metric
+from autodiffusion.plan import Plan
+from autodiffusion.progress import Quiet
+from autodiffusion.racing import Race
+from autodiffusion.sampling import Cost
+from autodiffusion.study import Study
+
+
+def score_candidates(job: Job, metric: Metric | KL, study: Study, progress: Quiet) -> None:
+    """Asks, evaluates and tells until the strategy or the budget is done; what the ledger holds is not done again."""
+    settings, strategy, price = job.settings, job.strategy, job.nfe * job.settings.samples
+    planned = strategy.planned * price
+    progress.phase("search", min(planned, settings.budget or planned))
+    race = _race(job, metric)
+    spent = 0
+    for generation in itertools.count():
+        left = math.inf if settings.budget is None else settings.budget - spent
+        plans = strategy.ask(left / price)
+        if race:
+            samples = race.samples(strategy.share)
+            while plans and race.price(plans, samples, strategy.anchor, job.nfe) > left:
+                plans.pop()
+        if not plans:
+            return
+        if race:
+            entries = _lap(race, plans, samples, generation, job, study, progress)
+        else:
+            entries = _each(plans, metric, generation, job, study, progress)
+        spent += sum(e["evaluations"] for e in study.of_kind("scores") if e["generation"] == generation)
+        told = [(plan, _loss(entries[plan], metric)) for plan in plans]
+        strategy.tell(told, {plan: e for plan in plans if (e := entries[plan].get("error")) is not None})
+        best = min(losses(study, metric).values(), default=math.inf)
+        if math.isfinite(best):
+            progress.note(f"best {settings.metric} in the search {best if metric.better == 'lower' else -best:.4g}")
+
+
+def _race(job: Job, metric: Metric | KL) -> Race | None:
+    """The race that the candidates take part in; ``None`` where their scores do not stand on the same samples."""
+    settings = job.settings
+    if isinstance(metric, KL) or settings.noise == "fresh":
+        return None
+    seed = derive_seed(settings.seed, "search")
+    return Race(job.evaluator, metric, settings.samples, seed, settings.cache_mb * 2**20)
+
+
+def _lap(
+    race: Race, plans: list[Plan], samples: int, generation: int, job: Job, study: Study, progress: Quiet
+) -> dict[Plan, dict[str, Any]]:
+    """The entries of a round in the ledger, scored now if they are not there."""
+    anchor = job.strategy.anchor
+    event = next((e for e in study.of_kind("scores") if e["generation"] == generation), None)
+    if event:
+        race.skip(plans, samples, anchor)
+    else:
+        before = replace(job.evaluator.cost)
+        lap = race.lap(plans, samples, anchor, progress.tick)
+        event = _event(generation, plans, lap.scores, samples, job.evaluator.cost - before)
+        event["anchor"] = anchor.digest if anchor is not None and samples < job.settings.samples else None
+        for entry, error in zip(event["scores"], lap.errors, strict=True):
+            entry["error"] = error if math.isfinite(error) else None
+        study.record(event)
+    return {Plan.model_validate(entry["plan"]): entry for entry in event["scores"]}
+
+
+def _each(
+    plans: list[Plan], metric: Metric | KL, generation: int, job: Job, study: Study, progress: Quiet
+) -> dict[Plan, dict[str, Any]]:
+    """The entries of plans that are scored in full, on noise of their own each with ``noise: fresh``."""
+    settings, evaluator = job.settings, job.evaluator
+    known = {
+        Plan.model_validate(entry["plan"]): entry for event in study.of_kind("scores") for entry in event["scores"]
+    }
+    left = [plan for plan in dict.fromkeys(plans) if plan not in known]
+    for batch in [left] if settings.noise == "common" and left else [[plan] for plan in left]:
+        fresh = settings.noise == "fresh"
+        seed = derive_seed(settings.seed, batch[0].digest if fresh else "search")
+        before = replace(evaluator.cost)
+        scores = evaluator.scores(batch, metric, settings.samples, seed, progress.tick)
+        event = _event(generation, batch, scores, settings.samples, evaluator.cost - before)
+        study.record(event)
+        known |= dict(zip(batch, event["scores"], strict=True))
+    return known
+
+
+def _event(generation: int, plans: list[Plan], scores: list[Score], samples: int, spent: Cost) -> dict[str, Any]:
+    """What the ledger keeps of a batch of plans."""
+    return {
+        "event": "scores",
+        "generation": generation,
+        "evaluations": spent.evaluations,
+        "saved": spent.saved,
+        "samples": samples,
+        "scores": [
+            {
+                "plan": plan.model_dump(mode="json", exclude={"origin"}),
+                "value": score.value if score.problem is None else None,
+                "problem": score.problem,
+            }
+            for plan, score in zip(plans, scores, strict=True)
+        ],
+    }
+
+
+def _loss(entry: dict[str, Any], metric: Metric | KL) -> float:
+    """Lower is better, infinity for a plan that failed."""
+    if entry["value"] is None:
+        return math.inf
+    return float(-entry["value"] if metric.better == "higher" else entry["value"])
+
+
+def losses(study: Study, metric: Metric | KL) -> dict[Plan, float]:
+    """What every plan in the ledger lost that was scored with all samples."""
+    return {
+        Plan.model_validate(entry["plan"]): _loss(entry, metric)
+        for event in study.of_kind("scores")
+        if event["samples"] == study.settings.samples
+        for entry in event["scores"]
+    }
