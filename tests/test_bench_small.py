@@ -1,8 +1,9 @@
-"""The benchmarks of time and honesty in small: what they measure with, and that they run."""
+"""The benchmarks of time, honesty and single ideas in small: what they measure with, and that they run."""
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -16,7 +17,10 @@ from autodiffusion.evaluate import derive_seed
 from autodiffusion.inputs import find_reference, prepare
 from autodiffusion.metrics import build
 from autodiffusion.models import Model, load
-from bench import honesty, models, overhead
+from autodiffusion.schedule import NoiseSchedule
+from autodiffusion.space import SearchSpace
+from autodiffusion.strategies import build as build_strategy
+from bench import ablation, compare, honesty, models, overhead
 
 
 def small(real_images: Path, **options: object) -> Settings:
@@ -122,3 +126,87 @@ def test_honesty_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     [row] = content["rows"]
     assert (row["model"], row["samples"], content["searches"]) == ("mixture", 100, 1)
     assert f"equal sample counts, {content['again_inside']} of 1" in capsys.readouterr().out
+
+
+SPACE = SearchSpace.of(NoiseSchedule.linear(1000), 5, "ddim")
+TARGET = (950, 700, 450, 200, 40)
+
+
+def asked(variant: str) -> list[tuple[float, bool, list[Plan]]]:
+    """What a variant of the ladder asks for when the loss is the distance to a target: share, anchored, plans."""
+    options = ablation.VARIANTS[variant]
+    starts = [SPACE.named(name, NoiseSchedule.linear(1000)) for name in options.get("starts", ["uniform", "karras"])]
+    name = options.get("strategy", "ladder")
+    strategy = build_strategy(name, SPACE, starts, 0, options.get("strategy_options", {}))
+    rounds = []
+    while plans := strategy.ask():
+        rounds.append((strategy.share, strategy.anchor is not None, plans))
+        losses = [math.dist(plan.times, TARGET) for plan in plans]
+        strategy.tell(list(zip(plans, losses, strict=True)), dict.fromkeys(plans, 1e-3))
+    return rounds
+
+
+def test_each_variant_is_without_its_idea() -> None:
+    whole = asked("default")
+    assert len(whole[0][2]) == 47
+    assert whole[0][0] == 0.1
+    [(share, _, plans), *_] = asked("no racing of starts")
+    assert (share, plans) == (1.0, whole[0][2])
+    assert any(anchored for _, anchored, _ in whole)
+    assert not any(anchored for _, anchored, _ in asked("no anchor"))
+    assert [len(asked(name)[0][2]) for name in ("no family of starts", "one start")] == [2, 1]
+    # a round of exploring asks for 12 children and is followed by two more
+    for name, explorations, refines in (("no exploring", 0, True), ("no refining", 8, False), ("default", 8, True)):
+        sizes = [len(plans) for _, _, plans in asked(name)]
+        assert sizes.count(12) == explorations, name
+        after = len(sizes) - 1 - max((i for i, size in enumerate(sizes) if size == 12), default=0)
+        assert (after > 10) == refines, name
+    for name, single in (("no moves of the whole sequence", True), ("default", False)):
+        rounds = asked(name)
+        last = max(i for i, (_, _, plans) in enumerate(rounds) if len(plans) == 12)
+        pairs = [plans for share, _, plans in rounds[last + 3 :] if share < 1 and len(plans) == 2]
+        moved = {sum(a != b for a, b in zip(one.times, other.times, strict=True)) for one, other in pairs}
+        assert (moved == {1}) == single, name
+
+
+def test_table_of_made_up_runs() -> None:
+    def row(variant: str, seed: int, *curve: tuple[int, float], **other: object) -> dict[str, object]:
+        counts = {"samples": 500, "fresh_samples": 10, "candidates": 9, "evaluations": curve[-1][0]}
+        return {"model": "m", "solver": "s", "steps": 4, "variant": variant, "seed": seed, "curve": curve} | counts
+
+    rows = [row("default", 0, (10_000, 4.0), (40_000, 1.0)), row("default", 1, (10_000, 1.04), (40_000, 1.0))]
+    rows += [row("no anchor", 0, (20_000, 1.03), (80_000, 2.0)), row("no anchor", 1, (10_000, 3.0), (20_000, 0.5))]
+    rows += [row("one start", 1, (20_000, 1.06))]
+    text = ablation.table(ablation.read(rows))
+    # factors 2 and 1/2 of the FID: the mean of the logarithms is 0, its standard error ln 2; of the cost 2 and 1/2
+    assert "| no anchor | 1.00 [0.50, 2.00] | 1.00 | 1 of 2 |" in text
+    assert "| one start | 1.06 [0.00, inf] | 0.50 | 0 of 1 |" in text
+    assert "| default | 1 [1, 1], 40k, after 25k |" in text
+    assert "| no anchor | 1.25 [0.5, 2], 50k, after 20k |" in text
+    assert "| one start | 1.06 [1.06, 1.06], 20k, never |" in text
+
+
+def test_ablation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(models, "REFERENCES", tmp_path)
+    monkeypatch.setattr(models, "REAL", 500)
+    compare.judge.cache_clear()
+    few = {name: ablation.VARIANTS[name] for name in ("default", "one start", "evolution, 120 samples")}
+    monkeypatch.setattr(ablation, "VARIANTS", few)
+    out = tmp_path / "found.json"
+    given = ["--reduced", "--models", "mixture", "--steps", "4", "--seeds", "1", "--out", str(out)]
+    ablation.main(given)
+    text, rows = capsys.readouterr().out, json.loads(out.read_text())
+    assert text == out.with_suffix(".md").read_text()
+    found = {row["variant"]: row for row in rows}
+    assert list(found) == ["default", "beginnings not shared", "one start", "evolution, 120 samples"]
+    assert [row["samples"] for row in rows] == [500, 500, 500, 120]
+    whole, unshared = found["default"], found["beginnings not shared"]
+    assert unshared["times"] == whole["times"]
+    assert unshared["evaluations"] > whole["evaluations"] > 10_000
+    evaluator, fid = compare.judge("mixture")
+    plan = Plan.of("ddim", found["one start"]["times"], solver_options={"clip": False})
+    [score] = evaluator.scores([plan], fid, 200, derive_seed(0, "confirm"))
+    assert found["one start"]["curve"][-1][1] == pytest.approx(score.value, abs=1e-5)
+    ablation.main(given)  # what is there is kept
+    assert json.loads(out.read_text()) == rows
+    compare.judge.cache_clear()

@@ -18,16 +18,17 @@ from torch import Tensor, nn
 
 from autodiffusion import Evaluator, InputError, Model, NoiseSchedule, Plan, sample
 from autodiffusion.confirm import confirm, figure
-from autodiffusion.evaluate import derive_seed, describe
+from autodiffusion.evaluate import Pool, derive_seed, describe
 from autodiffusion.features import Extractor, Features
 from autodiffusion.features import load as load_features
 from autodiffusion.grids import grid
 from autodiffusion.inputs import check_source, find_reference, parse_teacher, plan_of, prepare, teacher_plan
 from autodiffusion.metrics import KL, build, frechet_distance
+from autodiffusion.names import known
 from autodiffusion.plan import Step
 from autodiffusion.reference import Reference
 from autodiffusion.reference import load as load_reference
-from autodiffusion.sampling import Cost, blocks, nfe, stretches, walk
+from autodiffusion.sampling import Beginnings, Cost, begin, blocks, nfe, stretches, walk
 from autodiffusion.solvers import build as build_solver
 from autodiffusion.solvers import solve
 
@@ -164,6 +165,217 @@ def test_one_state_a_step_is_kept(solver: str, options: dict[str, Any]) -> None:
     assert len(counting.answers) > 30
     assert most <= longest + 1  # the answers on the current plan; PLMS's second one besides
     assert counting.alive <= longest + 1
+
+
+# what is kept from one walk to the next
+
+
+def ways(model: Model, plans: Sequence[Plan]) -> list[Any]:
+    return [tuple(stretch.key for stretch in stretches(plan, model)) for plan in plans]
+
+
+def held(begun: Beginnings) -> int:
+    """Bytes of the different tensors that the states of solvers and the network's answers take."""
+    tensors = []
+    for point in begun._points.values():
+        tensors += [point.state.x, *(prediction for _, prediction in point.state.history)]
+        tensors += [point.state.start] if point.state.start is not None else []
+        tensors += [point.said[2]] if point.said else []
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
+
+
+KNOWN = [*SOLVERS, *((name, {}) for name in known("solvers"))]
+
+
+@pytest.mark.parametrize("limit", [0, 3000, 2**30])
+@pytest.mark.parametrize(("solver", "options"), KNOWN, ids=[*NAMES, *known("solvers")])
+def test_what_earlier_walks_left_changes_no_sample(solver: str, options: dict[str, Any], limit: int) -> None:
+    model, plans = small.model(), population(solver, options)
+    counting, cost, ticks = Counting(model), Cost(), []
+    begun = begin(model, range(3), SEED, limit)
+    for some in (plans[:8], plans[4:12], plans[12:], plans):
+        for place, x in walk(model, some, range(3), SEED, cost, ticks.append, begun):
+            assert torch.equal(x, alone(small.model(), some[place], range(3)))
+    walked = [*plans[:8], *plans[4:12], *plans[12:], *plans]
+    assert cost.evaluations == counting.asked == sum(ticks)
+    assert cost.evaluations + cost.saved == 3 * sum(nfe(plan, model) for plan in walked)
+    apart = Cost()
+    for some in (plans[:8], plans[4:12], plans[12:], plans):
+        for _ in walk(model, some, range(3), SEED, apart):
+            pass
+    assert cost.evaluations <= apart.evaluations
+    assert limit < 2**30 or cost.evaluations < apart.evaluations
+
+
+@pytest.mark.parametrize(("solver", "options"), SOLVERS, ids=NAMES)
+def test_states_keep_within_their_limit(solver: str, options: dict[str, Any]) -> None:
+    model, plans = linear_model(), population(solver, options, 60)
+    one = model.noise(range(4), SEED).nbytes
+    way = one * (3 * 4 + 2)  # of 5 moves 4 are kept, each with its x and two answers at most, and the noise
+    most = {}
+    for limit in (0, 2500, 2**30):
+        begun, sizes = begin(model, range(4), SEED, limit), []
+        watched = replace(
+            model, network=lambda x, t, c, b=begun, s=sizes: (s.append(held(b)), model.network(x, t, c))[1]
+        )
+        for _ in range(2):
+            for _ in walk(watched, plans, range(4), SEED, Cost(), begun=begun):
+                sizes.append(held(begun))
+        most[limit] = max(sizes)
+        assert most[limit] <= limit + way
+    assert most[0] < most[2500] < most[2**30]
+    assert most[2**30] > 2 * (2500 + way)  # so a limit that is not kept to would be seen
+
+
+def test_without_a_limit_the_last_way_is_kept_alone() -> None:
+    model, begun = small.model(), begin(small.model(), range(2), SEED)
+    first, second = (Plan.of("ddim", times) for times in ([80.0, 50.0, 20.0], [60.0, 40.0, 10.0]))
+
+    def price(plan: Plan) -> int:
+        cost = Cost()
+        list(walk(model, [plan], range(2), SEED, cost, begun=begun))
+        return cost.evaluations
+
+    assert [price(plan) for plan in (first, second, second, first, second)] == [6, 6, 0, 6, 6]
+    assert price(Plan.of("ddim", [60.0, 40.0, 5.0])) == 2  # from 40 it goes elsewhere, where nothing is known
+
+
+def test_what_is_not_to_be_kept_is_forgotten() -> None:
+    plans = [Plan.of("ddim", times) for times in ([80.0, 50.0, 20.0], [80.0, 50.0, 10.0], [60.0, 40.0, 10.0])]
+    for kept in range(3):
+        model = small.model()
+        begun = begin(model, range(2), SEED, 2**30)
+        list(walk(model, plans, range(2), SEED, Cost(), begun=begun))
+        before = held(begun)
+        begun.keep_only(ways(model, [plans[kept]]))
+        assert held(begun) < before
+        costs = []
+        for plan in (plans[kept], plans[2 if kept < 2 else 0]):
+            cost = Cost()
+            [(_, x)] = walk(model, [plan], range(2), SEED, cost, begun=begun)
+            assert torch.equal(x, alone(model, plan, range(2)))
+            costs.append(cost.evaluations)
+        assert costs[0] == 0
+        # of the other plan the network's last answer to the noise may be left, and no more
+        assert costs[1] in (4, 6)
+        begun.keep_only([])
+        assert len(begun._points) == 1
+
+
+# features for growing numbers of samples
+
+
+def vectors(found: Features | str) -> Tensor:
+    assert isinstance(found, Features)
+    return found.vectors
+
+
+def pool_of(model: Model, counts: Sequence[int], batch_size: int = 16, limit: int = 0) -> Pool:
+    return Pool(Evaluator(model, load_features("small:features"), batch_size), SEED, counts, limit)
+
+
+COUNTS = (8, 20, 50)
+
+
+@pytest.mark.parametrize("limit", [0, 4000, 2**30])
+@pytest.mark.parametrize(("solver", "options"), SOLVERS, ids=NAMES)
+def test_a_pool_that_grows_is_one_made_at_once(solver: str, options: dict[str, Any], limit: int) -> None:
+    plans = population(solver, options, 8)
+    grown, whole = (pool_of(small.model(), COUNTS, limit=limit) for _ in range(2))
+    wanted = whole.grow(plans, 50)
+    for some, count in ((plans[:3], 8), (plans[:5], 20), (plans[2:], 8), (plans, 50), (plans[3:5], 20)):
+        for plan, found in zip(some, grown.grow(some, count), strict=True):
+            assert torch.equal(vectors(found), vectors(wanted[plans.index(plan)])[:count])
+    for found, expected in zip(grown.grow(plans, 50), wanted, strict=True):
+        assert isinstance(found, Features)
+        assert isinstance(expected, Features)
+        assert found.logits is not None
+        assert expected.logits is not None
+        assert torch.equal(found.vectors, expected.vectors)
+        assert torch.equal(found.logits, expected.logits)
+
+
+@pytest.mark.parametrize("size", [1, 7, 13, 64])
+def test_a_pool_is_the_same_for_any_batch_size(size: int) -> None:
+    plans = population("ddim", {"clip": True, "eta": 1.0}, 5)
+    pool = pool_of(linear_model(), COUNTS, size)
+    assert list(itertools.chain(*pool.blocks)) == list(range(50))
+    assert max(map(len, pool.blocks)) <= size
+    assert set(COUNTS) <= {block.stop for block in pool.blocks}
+    for count in COUNTS:
+        found = pool.grow(plans, count)
+        for features, plan in zip(found, plans, strict=True):
+            images = linear_model().decode(alone(linear_model(), plan, range(count)))
+            direct = small.Projection()(images.float() / 127.5 - 1)[0]
+            torch.testing.assert_close(vectors(features), direct, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("limit", [0, 2**30])
+def test_a_pool_computes_nothing_twice(limit: int) -> None:
+    model = small.model()
+    counting, pool = Counting(model), pool_of(model, COUNTS, limit=limit)
+    plans = [Plan.of("ddim", times) for times in ([90.0, 50.0], [80.0, 40.0], [70.0, 30.0, 5.0])]  # nothing in common
+    for some, count, asked in [
+        (plans[:2], 8, 4 * 8),
+        ([*plans[:2], plans[0]], 8, 0),
+        (plans[:2], 20, 4 * 12),
+        (plans, 8, 3 * 8),
+        (plans, 50, 4 * 30 + 3 * 42),
+        (plans, 20, 0),
+    ]:
+        before = counting.asked
+        pool.grow(some, count)
+        assert counting.asked - before == asked
+    assert pool.evaluator.cost == Cost(counting.asked, 0) == Cost(7 * 50, 0)
+
+
+def test_a_plan_that_breaks_is_not_tried_again() -> None:
+    model = linear_model()
+    broken, whole = Plan.of("ddim", [90.0, 40.0]), Plan.of("ddim", [80.0, 40.0])
+    thirteenth = model.noise([12], SEED)
+
+    def network(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        bad = (float(t[0]) == 90) & (x == thirteenth).flatten(1).all(1)
+        return torch.where(bad.view(-1, 1, 1, 1), math.nan, model.network(x, t, label))
+
+    pool = pool_of(replace(model, network=network), COUNTS)
+    expected = pool_of(model, COUNTS).grow([broken, whole], 8)
+    for found, right in zip(pool.grow([broken, whole], 8), expected, strict=True):
+        assert torch.equal(vectors(found), vectors(right))
+    told = "1 of samples 8 to 19 are not finite"
+    for count, asked in ((20, 2 * 2 * 12), (20, 0), (50, 2 * 30), (8, 0)):
+        before = pool.evaluator.cost.evaluations
+        failed, fine = pool.grow([broken, whole], count)
+        assert failed == told
+        assert len(vectors(fine)) == count
+        assert pool.evaluator.cost.evaluations - before == asked
+
+
+@pytest.mark.parametrize("limit", [0, 2**30])
+def test_a_pool_keeps_what_it_is_told_to(limit: int) -> None:
+    first, second = Plan.of("ddim", [90.0, 50.0, 20.0]), Plan.of("ddim", [80.0, 40.0, 20.0])
+    pool = pool_of(small.model(), COUNTS, limit=limit)
+    features = [vectors(found) for found in pool.grow([first, second], 50)]
+    pool.keep([second])
+    assert torch.equal(vectors(pool.grow([second], 50)[0]), features[1])
+    assert pool.evaluator.cost.evaluations == 2 * 3 * 50
+    assert torch.equal(vectors(pool.grow([first], 20)[0]), features[0][:20])
+    assert pool.evaluator.cost.evaluations == 2 * 3 * 50 + 3 * 20
+    gone = weakref.ref(pool._parts[first][0].vectors)
+    pool.keep([])
+    assert gone() is None
+    assert sum(len(begun._points) for begun in pool._begun.values()) == (len(pool.blocks) if limit else 0)
+
+
+def test_states_help_plans_that_begin_like_those_before() -> None:
+    first, second = Plan.of("ddim", [90.0, 50.0, 20.0]), Plan.of("ddim", [90.0, 50.0, 10.0])
+    for limit, asked in ((0, 3 * 20), (2**30, 20)):  # from 50 it goes elsewhere, where nothing is known
+        pool = pool_of(small.model(), COUNTS, limit=limit)
+        pool.grow([first], 20)
+        assert pool.evaluator.cost.evaluations == 3 * 20
+        pool.keep([first])
+        pool.grow([second], 20)
+        assert pool.evaluator.cost.evaluations == 3 * 20 + asked
 
 
 # whose noise it is

@@ -430,6 +430,107 @@ def test_pseudovalues_tell_how_far_apart_two_plans_on_the_same_noise_can_be_by_c
     assert low < np.mean(errors) / np.std(differences, ddof=1) < high
 
 
+# --- few samples with another plan's, more, on the same noise
+
+
+def anchored_fid(few: np.ndarray, many: np.ndarray, ref: Reference) -> float:
+    """The FID of corrected moments, from the eigenvalues of the product of the covariances."""
+    first, total = many[: len(few)], len(many)
+    mean = many.mean(0) + few.mean(0) - first.mean(0)
+    second = many.T @ many / total + few.T @ few / len(few) - first.T @ first / len(few)
+    sigma = (second - np.outer(mean, mean)) * total / (total - 1)
+    # a corrected covariance can have negative eigenvalues; their roots are imaginary
+    eigenvalues = scipy.linalg.eigvals(sigma @ ref.sigma)
+    root = np.sqrt(eigenvalues.astype(complex)).real.sum()
+    return float(((mean - ref.mu) ** 2).sum() + np.trace(sigma + ref.sigma) - 2 * root)
+
+
+@pytest.mark.parametrize(("few", "many"), [(5, 12), (10, 21), (10, 22), (10, 23), (20, 40), (50, 200), (200, 200)])
+def test_anchored_fid_is_that_of_the_corrected_moments(few: int, many: int) -> None:
+    """32 features: fewer and more than there are rows, and than there are samples."""
+    rng = random(33)
+    ref = reference(correlated(rng, 500, 32))
+    mix, noise = rng.normal(size=(32, 32)) / math.sqrt(32), rng.normal(size=(many, 32))
+    anchor, samples = of(noise @ mix), of(noise[:few] @ (mix + 0.05) + 0.1)
+    found = metric("fid", ref).anchored(samples, anchor)
+    expected = anchored_fid(samples.vectors.double().numpy(), anchor.vectors.double().numpy(), ref)
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_anchored_fid_equals_the_textbook_formula_where_the_moments_are_those_of_samples() -> None:
+    rng = random(34)
+    ref = reference(correlated(rng, 500, 12))
+    anchor = of(correlated(rng, 90, 12))
+    # the first 30 and the others in another order: the moments are those of all 90
+    again = anchor.take([*rng.permutation(30)])
+    assert metric("fid", ref).anchored(again, anchor) == pytest.approx(
+        fid_by_sqrtm(anchor.vectors.double().numpy(), ref), rel=1e-6
+    )
+
+
+@pytest.mark.parametrize("name", FEATURE_METRICS)
+@pytest.mark.parametrize("dimension", [5, 200])
+def test_anchored_values_of_the_anchor_and_of_all_samples_are_plain(name: str, dimension: int) -> None:
+    rng = random(35)
+    judge = metric(name, reference(rng.normal(size=(150, dimension))))
+    anchor, others = (of(rng.normal(size=(60, dimension)) + shift, rng.normal(size=(60, 4))) for shift in (0, 0.3))
+    for count in (8, 30, 60):
+        assert judge.anchored(anchor.take(range(count)), anchor) == pytest.approx(judge.value(anchor), rel=1e-6)
+    assert judge.anchored(others, anchor) == pytest.approx(judge.value(others), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in FEATURE_METRICS if name != "fid"])
+def test_anchored_values_of_other_metrics_are_the_anchors_and_the_difference(name: str) -> None:
+    rng = random(36)
+    judge = metric(name, reference(rng.normal(size=(150, 4))))
+    anchor, few = (of(rng.normal(size=(n, 4)), rng.normal(size=(n, 4))) for n in (90, 25))
+    difference = judge.value(few) - judge.value(anchor.take(range(25)))
+    assert judge.anchored(few, anchor) == pytest.approx(judge.value(anchor) + difference, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", FEATURE_METRICS)
+def test_anchors_that_do_not_fit_are_refused_or_worst(name: str) -> None:
+    judge = metric(name, reference(random(37).normal(size=(30, 3))))
+    few, many = (of(random(n).normal(size=(n, 3)), np.ones((n, 4))) for n in (10, 11))
+    with pytest.raises(InputError, match=r"an anchor of 10 samples is too small for 11; give it as many"):
+        judge.anchored(many, few)
+    broken = np.ones((11, 3))
+    broken[10] = math.nan
+    assert judge.anchored(few, of(broken, broken)) == judge.worst
+    assert judge.anchored(of(broken, broken), many) == judge.worst
+
+
+@pytest.mark.parametrize(("dimension", "gain"), [(8, 1.8), (24, 1.3)])
+def test_an_anchor_makes_small_differences_of_the_fid_visible(dimension: int, gain: float) -> None:
+    """Two affine images of the same noise, whose true distances from the reference are known in closed form."""
+    rng = random(38)
+    judge = metric("fid", reference(rng.normal(size=(3000, dimension))))
+    mix = np.eye(dimension) + 0.3 * rng.normal(size=(dimension, dimension)) / math.sqrt(dimension)
+    near = mix + 0.05 * rng.normal(size=(dimension, dimension)) / math.sqrt(dimension)
+    maps = [(mix, np.full(dimension, 0.2)), (near, np.full(dimension, 0.22))]
+    base, true = (frechet_distance(shift, m.T @ m, judge.reference.mu, judge.reference.sigma) for m, shift in maps)
+    plain, anchored = [], []
+    for _ in range(60):
+        noise = rng.normal(size=(500, dimension))
+        anchor, other = (of(noise @ m + shift) for m, shift in maps)
+        first, few = anchor.take(range(50)), other.take(range(50))
+        plain.append(judge.value(few) - judge.value(first))
+        anchored.append(judge.anchored(few, anchor) - judge.value(anchor))
+    wrong, better = (math.sqrt(np.mean((np.array(found) - (true - base)) ** 2)) for found in (plain, anchored))
+    assert better < wrong / gain
+
+
+@pytest.mark.parametrize(("count", "dimension"), [(40, 8), (8, 8), (12, 20)])
+def test_resampled_fid_is_that_of_the_samples_drawn(count: int, dimension: int) -> None:
+    rng = random(39)
+    judge = metric("fid", reference(correlated(rng, 300, dimension)))
+    samples = of(correlated(rng, count, dimension) + 20)
+    at = judge.resampled(samples)
+    for size in (count, 2 * count, 5):
+        drawn = rng.integers(count, size=size)
+        assert at(drawn) == pytest.approx(judge.value(samples.take(drawn)), rel=1e-6)
+
+
 # --- every metric of features
 
 

@@ -127,3 +127,18 @@ def losses(study: Study, metric: Metric | KL) -> dict[Plan, float]:
         if event["samples"] == study.settings.samples
         for entry in event["scores"]
     }
+
+
+def standings(study: Study, metric: Metric | KL) -> dict[Plan, tuple[int, float]]:
+    """The plans of the ledger that have a score of their own, best first: the most samples of one, and its loss then.
+
+    What was estimated as a difference from an anchor only is not among them. More samples come before lower losses,
+    since a race drops its worse plans early.
+    """
+    found: dict[Plan, tuple[int, float]] = {}
+    for event in study.of_kind("scores"):
+        if event.get("anchor") is None:
+            for entry in event["scores"]:
+                if (loss := _loss(entry, metric)) < math.inf:
+                    found[Plan.model_validate(entry["plan"])] = (event["samples"], loss)
+    return dict(sorted(found.items(), key=lambda item: (-item[1][0], item[1][1])))

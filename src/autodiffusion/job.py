@@ -7,14 +7,16 @@ from pathlib import Path
 
 from autodiffusion.errors import InputError
 from autodiffusion.evaluate import Evaluator
+from autodiffusion.grids import GRIDS
 from autodiffusion.inputs import check_source, find_reference, prepare, teacher_plan
 from autodiffusion.metrics import KL, Metric
-from autodiffusion.models import load
+from autodiffusion.models import Model, load
 from autodiffusion.names import resolve
 from autodiffusion.plan import Plan
 from autodiffusion.progress import Quiet
 from autodiffusion.reference import Reference
 from autodiffusion.reference import load as load_reference
+from autodiffusion.resample import resample
 from autodiffusion.sampling import nfe
 from autodiffusion.settings import Settings
 from autodiffusion.space import SearchSpace
@@ -32,7 +34,7 @@ class Job:
     Attributes:
         settings: resolved: what was left to the model is filled in.
         reference: what samples are compared with; ``None`` for a teacher's, which is made later.
-        starts: the named grids in the first population.
+        starts: the named grids and plans to begin with, by name or file.
         nfe: network evaluations for one sample of a candidate.
     """
 
@@ -45,14 +47,17 @@ class Job:
     nfe: int
 
     @classmethod
-    def of(cls, settings: Settings) -> Job:
+    def of(cls, settings: Settings, model: Model | None = None) -> Job:
         """The job that ``settings`` describe.
+
+        Args:
+            model: theirs, where it is loaded already.
 
         Raises:
             InputError: something in them cannot be used.
         """
         chosen = settings.model_dump(include={"device", "dtype", "guidance_scale", "classes", "null_class", "schedule"})
-        model = load(settings.model, **chosen)
+        model = model or load(settings.model, **chosen)
         solver = resolve("solvers", settings.solver)
         free_end = settings.free_end
         if free_end is None:
@@ -78,12 +83,20 @@ class Job:
         _check_samples(settings, evaluator, reference)
         if settings.teacher:
             teacher_plan(model, settings.teacher)
-        starts = {name: space.named(name, model.schedule) for name in settings.starts}
+        starts = {name: _start(name, space, model) for name in settings.starts}
         strategy = build_strategy(
             settings.strategy, space, list(starts.values()), settings.seed, settings.strategy_options
         )
         resolved = {"solver_options": options, "free_end": free_end, "features": evaluator.extractor.name}
         return cls(settings.model_copy(update=resolved), evaluator, reference, space, starts, strategy, evaluations)
+
+
+def _start(name: str, space: SearchSpace, model: Model) -> Plan:
+    """The member of the space nearest to a named grid, or to the plan in a file, resampled to the space's steps."""
+    if name in GRIDS:
+        return space.named(name, model.schedule)
+    plan = resample(Plan.load(name), space.steps)
+    return space.nearest([*plan.times, plan.end or 0.0] if space.free_end else plan.times)
 
 
 def _check_samples(settings: Settings, evaluator: Evaluator, reference: Reference | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,21 +10,26 @@ import numpy as np
 import torch
 
 from autodiffusion import __version__
-from autodiffusion.candidates import losses, score_candidates
+from autodiffusion.candidates import score_candidates, standings
 from autodiffusion.confirm import confirm
 from autodiffusion.errors import RunError
 from autodiffusion.evaluate import Evaluator, derive_seed
+from autodiffusion.grids import GRIDS
 from autodiffusion.inputs import plan_of, teacher_plan
 from autodiffusion.job import REPORTED, Job, teacher_reference
 from autodiffusion.metrics import KL, Metric, build
+from autodiffusion.models import Model
 from autodiffusion.plan import Plan
 from autodiffusion.progress import Quiet
+from autodiffusion.racing import Race
 from autodiffusion.reference import Reference
 from autodiffusion.report import GRID, picture, report
 from autodiffusion.sampling import Cost, sample
 from autodiffusion.settings import Settings
 from autodiffusion.study import LEDGER, PLAN, Study
 
+CLEARLY = 2.5
+"""Standard errors by which a finalist must be behind to be out of the race."""
 TEACHER = "reference.npz"
 """Where a study keeps a reference that its model made itself."""
 
@@ -46,8 +50,11 @@ class Result:
     confirm_cost: Cost
 
 
-def search(settings: Settings, out: Path, progress: Quiet | None = None) -> Result:
+def search(settings: Settings, out: Path, progress: Quiet | None = None, model: Model | None = None) -> Result:
     """Searches a plan and leaves it, the ledger, the pictures and the report in ``out``; resumes what is there.
+
+    Args:
+        model: the settings' model, where it is loaded already.
 
     Raises:
         InputError: something in the settings or in ``out`` cannot be used; nothing has been written.
@@ -56,7 +63,7 @@ def search(settings: Settings, out: Path, progress: Quiet | None = None) -> Resu
     progress = progress or Quiet()
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    job = Job.of(settings)
+    job = Job.of(settings, model)
     with Study(out, job.settings) as study:
         if not study.of_kind("confirm"):
             reference = job.reference or teacher_reference(job, out / TEACHER, progress)
@@ -92,13 +99,13 @@ def _confirm(job: Job, metric: Metric | KL, reference: Reference, study: Study, 
     """Chooses among the best on fresh noise, and scores the choice and its opponents on other fresh noise."""
     settings, evaluator = job.settings, job.evaluator
     before = replace(evaluator.cost)
-    known = losses(study, metric)
-    ranked = [plan for plan in sorted(known, key=lambda plan: known[plan]) if known[plan] < math.inf]
+    ranked = list(standings(study, metric))
     if not ranked:
-        raise RunError(
-            f"none of the {len(known)} candidates could be scored; {study.folder / LEDGER} says why for each"
-        )
-    finalists, opponents = ranked[: settings.finalists], _opponents(job, known)
+        raise RunError(f"no candidate could be scored; {study.folder / LEDGER} says why for each")
+    opponents = _opponents(job, ranked)
+    finalists = ranked[: settings.finalists]
+    if settings.finalists > 1:  # a search that found nothing better than a grid must not end with less
+        finalists += [plan for plan in ranked if plan in job.starts.values() and plan not in finalists][:1]
     scored = len(opponents) + 1 + (len(finalists) if len(finalists) > 1 else 0)
     progress.phase("confirm", scored * settings.confirm_samples * job.nfe + settings.teacher * settings.confirm_samples)
     named = opponents | {"found": _choose(finalists, metric, settings, evaluator, progress)}
@@ -121,22 +128,31 @@ def _confirm(job: Job, metric: Metric | KL, reference: Reference, study: Study, 
 def _choose(
     finalists: list[Plan], metric: Metric | KL, settings: Settings, evaluator: Evaluator, progress: Quiet
 ) -> Plan:
-    """The best of the finalists on noise that neither the search nor the final table uses."""
-    if len(finalists) == 1:
-        return finalists[0]
-    samples = settings.confirm_samples
-    if isinstance(metric, KL):
-        samples = min(samples, metric.available)
-    scores = evaluator.scores(finalists, metric, samples, derive_seed(settings.seed, "finalists"), progress.tick)
+    """The best of the finalists, in a race on noise that neither the search nor the final table uses."""
+    seed, samples = derive_seed(settings.seed, "finalists"), settings.confirm_samples
     sign = -1.0 if metric.better == "higher" else 1.0
-    return min(zip(finalists, scores, strict=True), key=lambda pair: sign * pair[1].value)[0]
+    if isinstance(metric, KL):
+        scores = evaluator.scores(finalists, metric, min(samples, metric.available), seed, progress.tick)
+        return min(zip(finalists, scores, strict=True), key=lambda pair: sign * pair[1].value)[0]
+    race = Race(evaluator, metric, samples, seed, 0)
+    for count in race.counts:
+        if len(finalists) == 1:
+            break
+        lap = race.lap(finalists, count, tick=progress.tick)
+        losses = [sign * score.value for score in lap.scores]
+        best = min(losses)
+        # a difference that is not a number rules nobody out
+        behind = [loss - best > CLEARLY * error for loss, error in zip(losses, lap.errors, strict=True)]
+        ranked = sorted(range(len(losses)), key=lambda i: losses[i])
+        finalists = [finalists[i] for i in ranked if not behind[i]]
+    return finalists[0]
 
 
-def _opponents(job: Job, known: dict[Plan, float]) -> dict[str, Plan]:
-    """Uniform steps, and the named grid that scored best in the search where that is another."""
+def _opponents(job: Job, ranked: list[Plan]) -> dict[str, Plan]:
+    """Uniform steps, and the named grid that did best in the search where that is another."""
     opponents = {"uniform": _grid(job, "uniform")}
-    scored = {name: known[plan] for name, plan in job.starts.items() if plan in known}
-    best = min(scored, key=lambda name: scored[name], default="uniform")
+    places = {name: ranked.index(plan) for name, plan in job.starts.items() if name in GRIDS and plan in ranked}
+    best = min(places, key=lambda name: places[name], default="uniform")
     if _grid(job, best) != opponents["uniform"]:
         opponents[f"{best} (best grid in the search)"] = _grid(job, best)
     return opponents

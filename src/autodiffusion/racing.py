@@ -89,7 +89,7 @@ class Race:
         sign = -1.0 if self.metric.better == "higher" else 1.0
         good = [i for i, score in enumerate(scores) if score.problem is None]
         errors = [math.nan] * len(scores)
-        if not good:
+        if not good or scores[0].samples <= self.metric.minimum:  # of so few none can be left out
             return errors
         moved = {i: self.metric.pseudovalues(part) for i in good if isinstance(part := found[i], Features)}
         best = min(good, key=lambda i: sign * scores[i].value)

@@ -49,15 +49,14 @@ class Settings(BaseModel):
         model: a bundled model's name, a folder or hub name of a diffusers UNet, or ``package.module:factory``.
         steps: number of steps of the plans.
         solver: its name; ``solver_options`` its options, of which ``clip`` is the model's where it is not given.
-        free_end: search the time at which the solver stops as well; by default with ``preset: paper`` and a continuous
-            solver.
+        free_end: search the time at which the solver stops as well; by default with a continuous solver.
         gap: smallest distance between two steps, in the space's time steps.
         metric: what is searched for; ``features`` and ``reference`` are the model's own where they are not given.
         samples: for each candidate's score; with common noise a strategy may use fewer for a first look.
         noise: ``common`` for all candidates, or ``fresh`` for each, as in the paper.
         seed: of everything random.
         strategy: its name; ``strategy_options`` its options.
-        starts: named grids that the first population holds.
+        starts: what the search begins with: named grids, and plans in files (``.json``), resampled to ``steps``.
         budget: network evaluations times samples after which no further candidate is begun, confirmation excluded.
         finalists: how many of the best are scored again on fresh noise to choose the plan.
         confirm_samples: for that choice and, on other fresh noise again, for the figures reported.
@@ -119,8 +118,10 @@ class Settings(BaseModel):
         except ValidationError as error:
             raise one_line(error, where, cls.model_fields) from None
         for name in settings.starts:
-            if name not in GRIDS:
-                raise InputError(f"{where}: starts: grid '{name}' is unknown {nearest(name, GRIDS)}")
+            if name not in GRIDS and not name.endswith(".json"):
+                raise InputError(
+                    f"{where}: starts: grid '{name}' is unknown {nearest(name, GRIDS)}; a plan's file ends in .json"
+                )
         return settings
 
     def dump(self) -> str:

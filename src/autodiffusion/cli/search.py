@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,6 +23,9 @@ from autodiffusion.cli._output import print_json, print_rows
 from autodiffusion.errors import InputError
 from autodiffusion.settings import Settings, read_yaml
 
+if TYPE_CHECKING:
+    from autodiffusion.loop import Result
+
 
 def search_command(
     model: Annotated[
@@ -33,7 +36,9 @@ def search_command(
     preset: Annotated[
         str | None, typer.Option(help="default, or paper: Algorithm 1 as published, fresh noise for each candidate")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="number of steps")] = None,
+    steps: Annotated[
+        str | None, typer.Option(help="number of steps; several by commas, each gets a folder of OUT")
+    ] = None,
     solver: Annotated[
         str | None, typer.Option(help="ddim, plms, dpm_solver, dpm_solver++ or package.module:attribute")
     ] = None,
@@ -43,7 +48,10 @@ def search_command(
     ] = None,
     reference: Reference = None,
     features: Features = None,
-    strategy: Annotated[str | None, typer.Option(help="evolution, random or package.module:attribute")] = None,
+    strategy: Annotated[
+        str | None,
+        typer.Option(help=usual("ladder, evolution, random, optuna:SAMPLER or package.module:attribute", "strategy")),
+    ] = None,
     strategy_option: Annotated[
         list[str] | None, typer.Option("--strategy-option", help="NAME=VALUE, may be repeated")
     ] = None,
@@ -80,12 +88,16 @@ def search_command(
         ),
     ] = None,
     candidates: Annotated[int | None, typer.Option(help=usual("random: candidates in all", "candidates"))] = None,
-    budget: Annotated[int | None, typer.Option(help="network evaluations times samples for the candidates")] = None,
+    budget: Annotated[
+        int | None, typer.Option(help="network evaluations times samples that the candidates may cost")
+    ] = None,
     samples: Annotated[int | None, typer.Option(help=usual("for each candidate's score", "samples"))] = None,
     noise: Annotated[
         str | None, typer.Option(help=usual("common to all candidates, or fresh for each", "noise"))
     ] = None,
-    starts: Annotated[str | None, typer.Option(help=usual("named grids to begin with, by commas", "starts"))] = None,
+    starts: Annotated[
+        str | None, typer.Option(help=usual("named grids and plan files to begin with, by commas", "starts"))
+    ] = None,
     gap: Annotated[int | None, typer.Option(help="smallest distance between two time steps")] = None,
     free_end: Annotated[
         bool | None, typer.Option("--free-end/--clean-end", help="search where the solver stops as well")
@@ -105,6 +117,9 @@ def search_command(
     batch_size: Annotated[int | None, typer.Option(help="samples in a noise block; scores do not depend on it")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16")] = None,
+    cache_mb: Annotated[
+        int | None, typer.Option(help="memory for what candidates have in common, in MiB [1024]")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="of the CPU, 0 leaves it to torch")] = None,
     as_json: Json = False,
 ) -> None:
@@ -137,26 +152,47 @@ def search_command(
         if added:
             before = options.get(key, {})
             options[key] = {**before, **added} if isinstance(before, dict) else before
-    settings = Settings.of(str(config) if config else "search", **options)
+    counts = _counts(options.pop("steps", None))
+    where = str(config) if config else "search"
     from autodiffusion.loop import search
     from autodiffusion.progress import Shown
+    from autodiffusion.several import search_several
 
+    found: dict[Path, Result] = {}
     with Shown() as progress:
-        result = search(settings, out, progress)
+        if len(counts) > 1:
+            results = search_several(counts, out, progress, where, **options)
+            found = {out / str(count): result for count, result in results.items()}
+        else:
+            settings = Settings.of(where, steps=counts[0] if counts else None, **options)
+            found = {out: search(settings, out, progress)}
     if as_json:
-        return print_json(
-            {
-                "out": str(out),
-                "plan": result.plan.model_dump(mode="json"),
-                "rows": result.rows,
-                "search_cost": vars(result.search_cost),
-                "confirm_cost": vars(result.confirm_cost),
-            }
+        shown = [_json(folder, result) for folder, result in found.items()]
+        return print_json(shown[0] if len(counts) < 2 else {"out": str(out), "searches": shown})
+    for folder, result in found.items():
+        print_rows(result.rows)
+        cost = result.search_cost
+        print(
+            f"search: {cost.evaluations:,} network evaluations times samples, {cost.saved:,} more saved by sharing; "
+            f"confirmation: {result.confirm_cost.evaluations:,}"
         )
-    print_rows(result.rows)
-    cost = result.search_cost
-    print(
-        f"search: {cost.evaluations:,} network evaluations times samples, {cost.saved:,} more saved by sharing; "
-        f"confirmation: {result.confirm_cost.evaluations:,}"
-    )
-    print(f"{out / 'plan.json'}  {out / 'grid.png'}  {out / 'report.html'}")
+        print(f"{folder / 'plan.json'}  {folder / 'grid.png'}  {folder / 'report.html'}")
+
+
+def _json(folder: Path, result: Result) -> dict[str, object]:
+    """A search as one JSON object."""
+    return {
+        "out": str(folder),
+        "plan": result.plan.model_dump(mode="json"),
+        "rows": result.rows,
+        "search_cost": vars(result.search_cost),
+        "confirm_cost": vars(result.confirm_cost),
+    }
+
+
+def _counts(steps: object) -> list[int]:
+    """The numbers of steps in ``4,6,10``, in a list of a YAML file, or in a single number; empty for none."""
+    texts = [] if steps is None else steps if isinstance(steps, list) else str(steps).split(",")
+    if not all(str(text).strip().isdecimal() for text in texts):
+        raise InputError(f"--steps {steps}: is not a whole number, nor several by commas such as 4,6,10")
+    return [int(text) for text in texts]

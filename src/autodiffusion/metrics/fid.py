@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from autodiffusion.features import Features
-from autodiffusion.metrics._base import Floats, Metric
+from autodiffusion.metrics._base import Floats, Indices, Metric
 from autodiffusion.reference import symmetric_root
 
 
@@ -75,6 +77,25 @@ class FID(Metric):
             product = root @ ((rows * weights[:, None]).T @ rows) @ root
         traces = float(weights @ np.square(rows).sum(1)) + float(np.trace(self.reference.sigma))
         return float(np.square(mean - self.reference.mu).sum()) + traces - 2 * _trace_of_root(product)
+
+    def resampled(self, features: Features) -> Callable[[Indices], float]:
+        """The distance of the samples of any list of numbers, from weights of the samples where these are many."""
+        vectors = features.vectors.double().numpy()
+        if len(vectors) < vectors.shape[1]:
+            return super().resampled(features)
+        root, middle = self.reference.root, vectors.mean(0)
+        rows = vectors - middle
+
+        def at(indices: Indices) -> float:
+            count = len(indices)
+            weights = np.bincount(indices, minlength=len(rows)) / count
+            shift = weights @ rows
+            sigma = ((rows * weights[:, None]).T @ rows - np.outer(shift, shift)) * (count / (count - 1))
+            traces = float(np.trace(sigma)) + float(np.trace(self.reference.sigma))
+            distance = float(np.square(middle + shift - self.reference.mu).sum())
+            return distance + traces - 2 * _trace_of_root(root @ sigma @ root)
+
+        return at
 
     def _gram(self, centred: Floats) -> Floats:
         """``Sigma^1/2 S Sigma^1/2`` or, if it is smaller, the ``[N, N]`` matrix with the same eigenvalues but zeros."""

@@ -20,7 +20,7 @@ FIRST, LAST, POWERS = (0.98, 0.93, 0.85, 0.72, 0.55), (0.01, 0.1, 0.22), (0.7, 1
 """The family of starts: shares of the time range where the first and the last node lie, and the power of the curve."""
 ENOUGH = 2.5
 """Standard errors by which a plan must be behind to be dropped before its turn."""
-FEW = 8
+FEW = 3
 """Plans with all samples; where no more can be afforded than so many, there is nothing to race for."""
 
 Losses: TypeAlias = dict[Plan, float]
@@ -132,15 +132,16 @@ class Ladder(Strategy):
         return plans or [self.space.sample(self._rng)]
 
     def _race(self, field: list[Plan]) -> Asking:
-        for share in RUNGS if self.limit > FEW else (1.0,):
-            if share < 1 and len(field) <= self.elite:
+        fewest = int(min(self.elite, max(1, self._affordable // 6)))
+        for share in RUNGS if self._affordable > FEW else (1.0,):
+            if share < 1 and len(field) <= fewest:
                 continue
             ranked = yield from self._score(field, share)
             if not ranked:
                 return
             best, errors = ranked[0][0], self._errors
             field = [plan for loss, plan in ranked if loss - best <= ENOUGH * errors.get(plan, math.inf)]
-            field = field[: max(self.elite, len(ranked) // 2)]
+            field = field[: max(fewest, len(ranked) // 2)]
             if share == RUNGS[0] and self._blurred(ranked):
                 self.glance = RUNGS[1]
 

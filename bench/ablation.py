@@ -1,0 +1,194 @@
+"""What each idea of the default search saves: the search with one idea switched off at a time, on the exact models.
+
+    .venv/bin/python -m bench.ablation [--models mixture,empirical] [--solvers ddim] [--steps 4,10] [--seeds 3]
+
+As in ``bench.compare``, the plans that were the best so far are scored on noise that no search has seen, the same for
+all. The rows go to ``bench/results/ablation.json`` one by one, the table beside them; a row that is there is not made
+again unless asked with ``--again``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from importlib.util import find_spec
+from itertools import product
+from pathlib import Path
+from statistics import fmean, median, stdev
+from tempfile import TemporaryDirectory
+from typing import Any, TypeAlias
+
+import torch
+
+from autodiffusion.candidates import score_candidates
+from autodiffusion.job import Job
+from autodiffusion.metrics import build
+from autodiffusion.plan import Plan
+from autodiffusion.progress import Quiet
+from autodiffusion.settings import Settings
+from autodiffusion.strategies.ladder import Asking, Ladder
+from autodiffusion.study import Study, write
+from bench import compare
+from bench._curves import Row, Run
+
+
+class NoRacing(Ladder):
+    """All starts are scored with all samples at once."""
+
+    def _race(self, field: list[Plan]) -> Asking:
+        yield from self._score(field, 1.0)
+
+
+class NoRefining(Ladder):
+    """Ends when it has explored."""
+
+    def _refine(self) -> Asking:
+        yield from ()
+
+
+class SingleMoves(Ladder):
+    """Refines single nodes only."""
+
+    def _moves(self) -> list[Any]:
+        return super()._moves()[-self.space.nodes :]
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "fresh noise for each candidate": {"noise": "fresh"},
+    "no racing of starts": {"strategy": "bench.ablation:NoRacing"},
+    "no anchor": {"strategy_options": {"anchored": False}},
+    "no family of starts": {"strategy_options": {"family": False}},
+    "one start": {"starts": ["uniform"], "strategy_options": {"family": False}},
+    "no exploring": {"strategy_options": {"explorations": 0}},
+    "no refining": {"strategy": "bench.ablation:NoRefining"},
+    "no moves of the whole sequence": {"strategy": "bench.ablation:SingleMoves"},
+    "evolution, 120 samples": {"strategy": "evolution", "samples": 120},
+    "Optuna's TPE, 150 candidates, 120 samples": {"strategy": "optuna:TPESampler", "samples": 120}
+    | {"strategy_options": {"candidates": 150}},
+}
+"""What is switched off, as settings other than the default's. The last two are other searches."""
+UNSHARED = "beginnings not shared"
+"""The default, with what candidates with a common beginning saved added to its cost again."""
+NEAR = 1.05
+"""A variant is as good as the default when its FID is within this factor of the default's last."""
+POINTS = 6
+"""Most points of a curve that are scored."""
+
+Runs: TypeAlias = dict[Row, dict[str, dict[int, Run]]]
+
+
+def searched(task: compare.Job, variant: str) -> tuple[Settings, list[dict[str, Any]]]:
+    """The settings of one search without confirmation, and its rounds."""
+    settings = Settings.of(**task.settings().model_dump() | VARIANTS[variant])
+    job = Job.of(settings)
+    assert job.reference is not None
+    with TemporaryDirectory() as folder, Study(Path(folder) / "study", job.settings) as study:
+        score_candidates(job, build("fid", job.reference), study, Quiet())
+        return settings, study.of_kind("scores")
+
+
+def make(task: compare.Job, variant: str) -> list[dict[str, Any]]:
+    """The row of one search; of the default also the row without sharing."""
+    settings, rounds = searched(task, variant)
+    rows, costs = [], {variant: rounds}
+    if variant == "default":
+        costs[UNSHARED] = [e | {"evaluations": e["evaluations"] + e["saved"]} for e in rounds]
+    for name, events in costs.items():
+        points = compare.thin(compare.improvements(events, settings.samples), POINTS)
+        if not points:
+            raise SystemExit(f"{task.name}, {name}: no candidate has a score of {settings.samples} samples")
+        fids = compare.fresh_fids(task, [point.plan for point in points])
+        rows.append(
+            {**task.row._asdict(), "variant": name, "seed": task.seed, "samples": settings.samples}
+            | {"candidates": len({Plan.model_validate(s["plan"]) for e in events for s in e["scores"]})}
+            | {"evaluations": sum(e["evaluations"] for e in events), "fresh_samples": task.fresh}
+            | {"times": points[-1].plan.times, "curve": [[p.evaluations, f] for p, f in zip(points, fids, strict=True)]}
+        )
+    return rows
+
+
+def read(rows: Sequence[dict[str, Any]]) -> Runs:
+    """Runs by model, solver and steps, then by variant, then by seed."""
+    found: Runs = {}
+    for row in rows:
+        key = Row(row["model"], row["solver"], row["steps"])
+        found.setdefault(key, {}).setdefault(row["variant"], {})[row["seed"]] = Run.of(row)
+    return {key: runs for key, runs in found.items() if "default" in runs}
+
+
+def table(found: Runs) -> str:
+    """Two Markdown tables: each variant against the default on the same seeds, and the figures for each row."""
+    names = [name for name in (*VARIANTS, UNSHARED) if any(name in runs for runs in found.values())]
+    lines = [
+        "Made by `python -m bench.ablation`; the runs are in `ablation.json`.",
+        "",
+        "FID on fresh noise and network evaluations times samples, in terms of the default's with the same seed: the",
+        "geometric mean over all runs [give or take a standard error], and in how many the FID is lower.",
+        "",
+        "| | FID | evaluations | lower FID |",
+        "| --- | --- | --- | --- |",
+        *(f"| {name} | {' | '.join(against(found, name))} |" for name in names if name != "default"),
+        "",
+        "FID on fresh noise, thousands of evaluations spent, and thousands when the best plan so far first had at most",
+        f"{NEAR} times the default's last FID: medians over seeds [least, greatest].",
+        "",
+        f"| | {' | '.join(' '.join(map(str, row)) for row in found)} |",
+        "| --- |" + " --- |" * len(found),
+        *(f"| {name} | {' | '.join(cell(runs, name) for runs in found.values())} |" for name in names),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def against(found: Runs, name: str) -> list[str]:
+    """Of the first table: factors of FID and of cost over the pairs of runs, and how many are better."""
+    same = [(runs.get(name, {}), runs["default"]) for runs in found.values()]
+    pairs = [(some[seed], default[seed]) for some, default in same for seed in some if seed in default]
+    logs = [math.log(run.final / default.final) for run, default in pairs]
+    middle, error = fmean(logs), stdev(logs) / math.sqrt(len(logs)) if len(logs) > 1 else math.inf
+    low, high = (math.exp(middle + sign * error) for sign in (-1, 1))
+    cost = math.exp(fmean(math.log(run.evaluations / default.evaluations) for run, default in pairs))
+    lower = sum(run.final < default.final for run, default in pairs)
+    return [f"{math.exp(middle):.2f} [{low:.2f}, {high:.2f}]", f"{cost:.2f}", f"{lower} of {len(pairs)}"]
+
+
+def cell(runs: dict[str, dict[int, Run]], name: str) -> str:
+    """Of the second table: last FID, cost, and the cost until it is near the default's."""
+    if name not in runs:
+        return "not run"
+    target = NEAR * median(run.final for run in runs["default"].values())
+    some = list(runs[name].values())
+    finals, reached = [run.final for run in some], median(run.reaches(target) for run in some)
+    after = "never" if reached == math.inf else f"after {reached / 1000:,.0f}k"
+    spent = median(run.evaluations for run in some) / 1000
+    return f"{median(finals):.3g} [{min(finals):.3g}, {max(finals):.3g}], {spent:,.0f}k, {after}"
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, chosen in (("models", "mixture,empirical"), ("solvers", "ddim"), ("steps", "4,10")):
+        parser.add_argument(f"--{name}", default=chosen)
+    parser.add_argument("--seeds", type=int, default=3, help="how many, from 0")
+    parser.add_argument("--out", type=Path, default=Path("bench/results/ablation.json"))
+    parser.add_argument("--again", action="store_true", help="make the rows in the results again")
+    parser.add_argument("--reduced", action="store_true", help="a few seconds: few candidates, few fresh samples")
+    args = parser.parse_args(given)
+    torch.set_num_threads(1)
+    rows = json.loads(args.out.read_text()) if args.out.exists() and not args.again else []
+    done = {(row["model"], row["solver"], row["steps"], row["variant"], row["seed"]) for row in rows}
+    names = [name for name in VARIANTS if "optuna" not in VARIANTS[name].get("strategy", "") or find_spec("optuna")]
+    lanes = product(args.models.split(","), args.solvers.split(","), map(int, args.steps.split(",")))
+    for seed, lane, name in product(range(args.seeds), list(lanes), names):
+        task = compare.Job(*lane, "default", seed, args.reduced)
+        if (*lane, name, seed) not in done:
+            rows += make(task, name)
+            write(args.out, "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+    text = table(read(rows))
+    write(args.out.with_suffix(".md"), text)
+    print(text, end="")
+
+
+if __name__ == "__main__":
+    main()

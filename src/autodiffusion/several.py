@@ -1,0 +1,58 @@
+"""Several numbers of steps in one go: each search begins with the plan of the one before, resampled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from autodiffusion.errors import InputError
+from autodiffusion.job import Job
+from autodiffusion.loop import TEACHER, Result, search
+from autodiffusion.progress import Quiet
+from autodiffusion.settings import Settings
+from autodiffusion.study import PLAN
+
+
+def search_several(
+    steps: Sequence[int], out: Path, progress: Quiet | None = None, where: str = "settings", **options: Any
+) -> dict[int, Result]:
+    """A plan for each number of steps, the smallest first, each in a folder of ``out`` that is called by it.
+
+    What is shared: the model, a teacher's samples, and what the search before has found, which is a start of the next.
+    A ``budget`` holds for all together; each gets a part in proportion to its steps, and what one leaves is the next
+    ones'. Interrupted and called again it goes on, as :func:`~autodiffusion.loop.search` does.
+
+    Args:
+        options: as of :class:`Settings`, without ``steps``.
+
+    Raises:
+        InputError: as :func:`~autodiffusion.loop.search`, for any of the numbers, before anything is written.
+        RunError: as there.
+    """
+    counts = sorted(set(steps))
+    if not counts:
+        raise InputError(f"{where}: steps: is empty; give one number of steps or several, such as 4,6,10")
+    budget = options.pop("budget", None)
+    model = None
+    for count in counts:
+        share = None if budget is None else _share(budget, count, counts)
+        model = Job.of(Settings.of(where, steps=count, budget=share, **options), model).evaluator.model
+    results: dict[int, Result] = {}
+    left = budget
+    for number, count in enumerate(counts):
+        given = options | {"steps": count, "budget": None if left is None else _share(left, count, counts[number:])}
+        settings = Settings.of(where, **given)
+        if number:
+            before = out / str(counts[number - 1])
+            settings = settings.model_copy(update={"starts": [*settings.starts, str(before / PLAN)]})
+            if (settings.reference or "").startswith("teacher:"):
+                settings = settings.model_copy(update={"reference": str(out / str(counts[0]) / TEACHER)})
+        results[count] = search(settings, out / str(count), progress, model)
+        left = None if left is None else left - results[count].search_cost.evaluations
+    return results
+
+
+def _share(budget: int, count: int, counts: Sequence[int]) -> int:
+    """The part of a budget for ``count`` steps, of those still to be searched."""
+    return budget * count // sum(counts)
