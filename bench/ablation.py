@@ -3,8 +3,7 @@
     .venv/bin/python -m bench.ablation [--models mixture,empirical] [--solvers ddim] [--steps 4,10] [--seeds 3]
 
 As in ``bench.compare``, the plans that were the best so far are scored on noise that no search has seen, the same for
-all. The rows go to ``bench/results/ablation.json`` one by one, the table beside them; a row that is there is not made
-again unless asked with ``--again``.
+all. The rows go to ``bench/results/ablation.json`` one by one, the table beside them; a row there is not made again.
 """
 
 from __future__ import annotations
@@ -41,6 +40,17 @@ class NoRacing(Ladder):
         yield from self._score(field, 1.0)
 
 
+class PlainDifferences(Ladder):
+    """Measures from the best plan too, but by the difference of two FIDs of as few samples, bias and all."""
+
+    def _score(self, plans: Sequence[Plan], share: float, anchor: Plan | None = None) -> Any:
+        if anchor is None or share == 1:
+            return (yield from super()._score(plans, share))
+        ranked = yield from super()._score([*plans, anchor], share)
+        here = next((loss for loss, plan in ranked if plan == anchor), math.inf)
+        return [(loss - here + self.full[anchor], plan) for loss, plan in ranked if plan != anchor]
+
+
 class NoRefining(Ladder):
     """Ends when it has explored."""
 
@@ -60,6 +70,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "fresh noise for each candidate": {"noise": "fresh"},
     "no racing of starts": {"strategy": "bench.ablation:NoRacing"},
     "no anchor": {"strategy_options": {"anchored": False}},
+    "no anchor, plain differences": {"strategy": "bench.ablation:PlainDifferences"},
     "no family of starts": {"strategy_options": {"family": False}},
     "one start": {"starts": ["uniform"], "strategy_options": {"family": False}},
     "no exploring": {"strategy_options": {"explorations": 0}},
@@ -72,22 +83,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
 """What is switched off, as settings other than the default's. The last two are other searches."""
 UNSHARED = "beginnings not shared"
 """The default, with what candidates with a common beginning saved added to its cost again."""
-NEAR = 1.05
-"""A variant is as good as the default when its FID is within this factor of the default's last."""
-POINTS = 6
-"""Most points of a curve that are scored."""
+NEAR, POINTS = 1.05, 6
+"""Within this factor of the default's last FID a variant is as good; most points of a curve that are scored."""
 
 Runs: TypeAlias = dict[Row, dict[str, dict[int, Run]]]
 
 
 def searched(task: compare.Job, variant: str) -> tuple[Settings, list[dict[str, Any]]]:
     """The settings of one search without confirmation, and its rounds."""
-    settings = Settings.of(**task.settings().model_dump() | VARIANTS[variant])
-    job = Job.of(settings)
+    job = Job.of(Settings.of(**task.settings().model_dump() | VARIANTS[variant]))
     assert job.reference is not None
     with TemporaryDirectory() as folder, Study(Path(folder) / "study", job.settings) as study:
         score_candidates(job, build("fid", job.reference), study, Quiet())
-        return settings, study.of_kind("scores")
+        return job.settings, study.of_kind("scores")
 
 
 def make(task: compare.Job, variant: str) -> list[dict[str, Any]]:
@@ -97,9 +105,7 @@ def make(task: compare.Job, variant: str) -> list[dict[str, Any]]:
     if variant == "default":
         costs[UNSHARED] = [e | {"evaluations": e["evaluations"] + e["saved"]} for e in rounds]
     for name, events in costs.items():
-        points = compare.thin(compare.improvements(events, settings.samples), POINTS)
-        if not points:
-            raise SystemExit(f"{task.name}, {name}: no candidate has a score of {settings.samples} samples")
+        points = compare.thin(compare.improvements(events), POINTS)
         fids = compare.fresh_fids(task, [point.plan for point in points])
         rows.append(
             {**task.row._asdict(), "variant": name, "seed": task.seed, "samples": settings.samples}
@@ -150,8 +156,8 @@ def against(found: Runs, name: str) -> list[str]:
     middle, error = fmean(logs), stdev(logs) / math.sqrt(len(logs)) if len(logs) > 1 else math.inf
     low, high = (math.exp(middle + sign * error) for sign in (-1, 1))
     cost = math.exp(fmean(math.log(run.evaluations / default.evaluations) for run, default in pairs))
-    lower = sum(run.final < default.final for run, default in pairs)
-    return [f"{math.exp(middle):.2f} [{low:.2f}, {high:.2f}]", f"{cost:.2f}", f"{lower} of {len(pairs)}"]
+    lower = f"{sum(run.final < default.final for run, default in pairs)} of {len(pairs)}"
+    return [f"{math.exp(middle):.2f} [{low:.2f}, {high:.2f}]", f"{cost:.2f}", lower]
 
 
 def cell(runs: dict[str, dict[int, Run]], name: str) -> str:
@@ -161,9 +167,9 @@ def cell(runs: dict[str, dict[int, Run]], name: str) -> str:
     target = NEAR * median(run.final for run in runs["default"].values())
     some = list(runs[name].values())
     finals, reached = [run.final for run in some], median(run.reaches(target) for run in some)
-    after = "never" if reached == math.inf else f"after {reached / 1000:,.0f}k"
-    spent = median(run.evaluations for run in some) / 1000
-    return f"{median(finals):.3g} [{min(finals):.3g}, {max(finals):.3g}], {spent:,.0f}k, {after}"
+    spent, after = median(run.evaluations for run in some), f"after {reached / 1000:,.0f}k"
+    span = f"{median(finals):.3g} [{min(finals):.3g}, {max(finals):.3g}]"
+    return f"{span}, {spent / 1000:,.0f}k, {after if reached < math.inf else 'never'}"
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -172,22 +178,20 @@ def main(given: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{name}", default=chosen)
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0")
     parser.add_argument("--out", type=Path, default=Path("bench/results/ablation.json"))
-    parser.add_argument("--again", action="store_true", help="make the rows in the results again")
     parser.add_argument("--reduced", action="store_true", help="a few seconds: few candidates, few fresh samples")
     args = parser.parse_args(given)
     torch.set_num_threads(1)
-    rows = json.loads(args.out.read_text()) if args.out.exists() and not args.again else []
+    rows = json.loads(args.out.read_text()) if args.out.exists() else []
     done = {(row["model"], row["solver"], row["steps"], row["variant"], row["seed"]) for row in rows}
-    names = [name for name in VARIANTS if "optuna" not in VARIANTS[name].get("strategy", "") or find_spec("optuna")]
+    names = [name for name in VARIANTS if not name.startswith("Optuna") or find_spec("optuna")]
     lanes = product(args.models.split(","), args.solvers.split(","), map(int, args.steps.split(",")))
     for seed, lane, name in product(range(args.seeds), list(lanes), names):
         task = compare.Job(*lane, "default", seed, args.reduced)
         if (*lane, name, seed) not in done:
             rows += make(task, name)
             write(args.out, "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
-    text = table(read(rows))
-    write(args.out.with_suffix(".md"), text)
-    print(text, end="")
+    write(args.out.with_suffix(".md"), table(read(rows)))
+    print(table(read(rows)), end="")
 
 
 if __name__ == "__main__":

@@ -109,21 +109,22 @@ class Best(NamedTuple):
     score: float
 
 
-def improvements(events: Sequence[dict[str, Any]], samples: int) -> list[Best]:
-    """Each time that the best so far changed. A score is known when its whole batch is done.
+def improvements(events: Sequence[dict[str, Any]]) -> list[Best]:
+    """Each time that the plan changed which the search would have given, had it been stopped. A score is known when
+    its whole batch is done.
 
-    Args:
-        samples: of a full score; what was scored with fewer counts as spent and as nothing else.
+    That is ``candidates.standings`` at every point: more samples come before a lower score, since a race drops its
+    worse plans early, and estimates from an anchor do not count.
     """
-    spent, best, found = 0, math.inf, list[Best]()
+    spent, samples, best, found = 0, 0, math.inf, list[Best]()
     for event in events:
         if event["event"] != "scores":
             continue
         spent += event["evaluations"]
-        full = [s for s in event["scores"] if s["value"] is not None] if event["samples"] == samples else []
-        top = min(full, key=lambda score: score["value"], default=None)
-        if top is not None and top["value"] < best:
-            best = top["value"]
+        scored = [s for s in event["scores"] if s["value"] is not None] if event.get("anchor") is None else []
+        top = min(scored, key=lambda score: score["value"], default=None)
+        if top is not None and (-event["samples"], top["value"]) < (-samples, best):
+            samples, best = event["samples"], top["value"]
             found.append(Best(spent, Plan.model_validate(top["plan"]), best))
     return found
 
@@ -165,7 +166,7 @@ def result(job: Job, study: Path) -> dict[str, Any]:
     """What is kept of a finished search, with its curve: ``[evaluations, times, end, score in the search, fresh FID]``.
 
     Raises:
-        SystemExit: the study in the folder is another search, or holds no full score.
+        SystemExit: the study in the folder is another search, or holds no score.
     """
     settings, stored = job.settings(), read_yaml(study / CONFIG)
     for key in ("model", "steps", "solver", "seed", "preset", "samples", "noise", "strategy", "budget"):
@@ -173,9 +174,9 @@ def result(job: Job, study: Path) -> dict[str, Any]:
             raise SystemExit(f"{study}: {key} is {stored[key]}, and {getattr(settings, key)} in this benchmark")
     events = read_events(study / LEDGER)
     scored = [event for event in events if event["event"] == "scores"]
-    points = thin(improvements(events, settings.samples))
+    points = thin(improvements(events))
     if not points:
-        raise SystemExit(f"{study}: no candidate has a score of {settings.samples} samples")
+        raise SystemExit(f"{study}: no candidate has a score")
     fids = fresh_fids(job, [point.plan for point in points])
     curve = [
         [p.evaluations, [s["t"] for s in p.plan.model_dump(mode="json")["steps"]], p.plan.end, round(p.score, 5), fid]

@@ -183,19 +183,21 @@ def event(evaluations: int, samples: int, *values: float | None) -> dict[str, An
     return {"event": "scores", "evaluations": evaluations, "samples": samples, "scores": scores}
 
 
-def test_only_full_scores_improve_and_all_cost() -> None:
+def test_more_samples_come_before_lower_scores_and_all_cost() -> None:
     events = [
         {"event": "start"},
         event(100, 50, 1.0, 2.0),
+        event(150, 50, 0.9),
         event(200, 100, None, 9.0, 8.0),
         event(300, 50, 0.5),
+        event(350, 100, 0.1) | {"anchor": "a plan"},
         event(400, 100, 8.0),
         event(500, 100, 7.0, 6.0, 6.5),
         event(600, 100, None),
     ]
-    found = compare.improvements(events, 100)
-    assert [(point.evaluations, point.score) for point in found] == [(300, 8.0), (1500, 6.0)]
-    assert [point.plan.times for point in found] == [(880, 2), (850, 1)]
+    found = compare.improvements(events)
+    assert [(point.evaluations, point.score) for point in found] == [(100, 1.0), (250, 0.9), (450, 8.0), (2000, 6.0)]
+    assert [point.plan.times for point in found] == [(890, 0), (885, 0), (880, 2), (850, 1)]
 
 
 def test_thinning_keeps_the_ends_and_spreads_the_rest() -> None:

@@ -153,7 +153,8 @@ def test_each_variant_is_without_its_idea() -> None:
     [(share, _, plans), *_] = asked("no racing of starts")
     assert (share, plans) == (1.0, whole[0][2])
     assert any(anchored for _, anchored, _ in whole)
-    assert not any(anchored for _, anchored, _ in asked("no anchor"))
+    for name in ("no anchor", "no anchor, plain differences"):
+        assert not any(anchored for _, anchored, _ in asked(name)), name
     assert [len(asked(name)[0][2]) for name in ("no family of starts", "one start")] == [2, 1]
     # a round of exploring asks for 12 children and is followed by two more
     for name, explorations, refines in (("no exploring", 0, True), ("no refining", 8, False), ("default", 8, True)):

@@ -28,7 +28,10 @@ from autodiffusion.cli import main
 from autodiffusion.reference import load as load_reference
 
 TESTS = Path(__file__).parent
-FEW = "--samples 24 --confirm-samples 60 --population 6 --generations 3 --parents 3 --mutations 3 --crossovers 1"
+FEW = (
+    "--samples 24 --confirm-samples 60 --strategy evolution --population 6 --generations 3 --parents 3 --mutations 3 "
+    "--crossovers 1"
+)
 ANSI = re.compile(r"\x1b")
 
 
@@ -195,13 +198,15 @@ def test_a_yaml_file_is_the_same_as_options(command: Command, real_images: Path)
         "starts": ["uniform", "karras"],
         "seed": 3,
         "free_end": True,
+        "strategy": "evolution",
         "strategy_options": {"population": 5, "generations": 2, "parents": 2, "mutations": 2, "crossovers": 1},
     }
     Path("a.yaml").write_text(yaml.safe_dump(options))
     assert command("search --config a.yaml --out by_file").status == 0
     flags = (
         f"search small:model --steps 3 --reference {real_images} --solver dpm_solver++ --solver-option order=1 "
-        "--samples 24 --confirm-samples 60 --starts uniform,karras --seed 3 --free-end --population 5 --generations 2 "
+        "--samples 24 --confirm-samples 60 --starts uniform,karras --seed 3 --free-end --strategy evolution "
+        "--population 5 --generations 2 "
         "--parents 2 --mutations 2 --crossovers 1"
     )
     assert command(f"{flags} --out by_options").status == 0
@@ -245,10 +250,10 @@ def test_a_search_in_which_everything_fails_fails(command: Command, real_images:
     # one step has a single start, at 99
     done = command(
         f"search small:broken_model --steps 3 --reference {real_images} --samples 8 --starts trailing "
-        "--population 1 --generations 1 --parents 1 --mutations 0 --crossovers 0 --out run"
+        "--strategy evolution --population 1 --generations 1 --parents 1 --mutations 0 --crossovers 0 --out run"
     )
     assert (done.status, done.out) == (1, "")
-    assert "none of the 1 candidates could be scored; run/study.jsonl says why" in done.err
+    assert "no candidate could be scored; run/study.jsonl says why" in done.err
     assert done.err.count("\n") == 1
 
 
@@ -273,7 +278,7 @@ BAD_SEARCHES = {
     "unknown start": ("{search} --starts uniform,karas", "did you mean 'karras'"),
     "option without value": ("search small:model --out run --steps", "'--steps' requires an argument"),
     "unknown option": ("{search} --sampels 5", "No such option: --sampels"),
-    "steps 2.5": ("search small:model --steps 2.5 --out run", "'--steps'"),
+    "steps 2.5": ("search small:model --steps 2.5 --out run", "--steps 2.5: is not a whole number"),
     "steps 0": ("{search} --steps 0", "1 to 100 time steps"),
     "steps above T": ("{search} --steps 101", "1 to 100 time steps"),
     "steps too wide": ("{search} --gap 80", "do not fit"),
@@ -456,8 +461,9 @@ def test_an_unknown_model_is_one_line_for_a_shell_too(tmp_path: Path) -> None:
 def test_an_interrupted_search_says_how_to_go_on(command: Command, real_images: Path, tmp_path: Path) -> None:
     (tmp_path / "a folder").mkdir()
     line = (
-        f"search small:model --steps 3 --reference {real_images} --samples 24 --confirm-samples 60 --population 6 "
-        "--generations 40 --parents 3 --mutations 3 --crossovers 1 --out 'a folder/run'"
+        f"search small:model --steps 3 --reference {real_images} --samples 24 --confirm-samples 60 "
+        "--strategy evolution --population 6 --generations 40 --parents 3 --mutations 3 --crossovers 1 "
+        "--out 'a folder/run'"
     )
     ledger = tmp_path / "a folder" / "run" / "study.jsonl"
     with process(line, tmp_path) as running:

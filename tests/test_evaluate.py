@@ -210,21 +210,26 @@ def test_what_earlier_walks_left_changes_no_sample(solver: str, options: dict[st
 @pytest.mark.parametrize(("solver", "options"), SOLVERS, ids=NAMES)
 def test_states_keep_within_their_limit(solver: str, options: dict[str, Any]) -> None:
     model, plans = linear_model(), population(solver, options, 60)
-    one = model.noise(range(4), SEED).nbytes
-    way = one * (3 * 4 + 2)  # of 5 moves 4 are kept, each with its x and two answers at most, and the noise
-    most = {}
-    for limit in (0, 2500, 2**30):
-        begun, sizes = begin(model, range(4), SEED, limit), []
-        watched = replace(
-            model, network=lambda x, t, c, b=begun, s=sizes: (s.append(held(b)), model.network(x, t, c))[1]
-        )
-        for _ in range(2):
-            for _ in walk(watched, plans, range(4), SEED, Cost(), begun=begun):
-                sizes.append(held(begun))
-        most[limit] = max(sizes)
-        assert most[limit] <= limit + way
-    assert most[0] < most[2500] < most[2**30]
-    assert most[2**30] > 2 * (2500 + way)  # so a limit that is not kept to would be seen
+    # the noise and 4 of 5 moves, each with x, the solver's view of the network's last answer, and the next answer
+    way = model.noise(range(4), SEED).nbytes * (2 + 4 * 3)
+    stay, peak = {}, {}
+    for limit in (0, 6000, 2**30):
+        begun = begin(model, range(4), SEED, limit)
+        during: list[int] = []
+
+        def network(
+            x: Tensor, t: Tensor, c: Tensor | None, begun: Beginnings = begun, during: list[int] = during
+        ) -> Tensor:
+            during.append(held(begun))
+            return model.network(x, t, c)
+
+        watched = replace(model, network=network)
+        after = [held(begun) for _ in range(2) for _ in walk(watched, plans, range(4), SEED, Cost(), begun=begun)]
+        stay[limit], peak[limit] = max(after), max(during)
+        assert stay[limit] <= max(limit, way)
+        assert peak[limit] <= max(limit, way) + way
+    assert stay[0] < stay[6000] <= 6000 < stay[2**30]
+    assert peak[6000] < peak[2**30]
 
 
 def test_without_a_limit_the_last_way_is_kept_alone() -> None:

@@ -40,7 +40,7 @@ def relative(path: Path) -> str:
 
 # the weight of `import autodiffusion`
 
-HEAVY = {"diffusers", "transformers", "matplotlib", "scipy", "typer", "rich", "torchvision", "torch_fidelity"}
+HEAVY = {"diffusers", "transformers", "matplotlib", "scipy", "typer", "rich", "torchvision", "torch_fidelity", "optuna"}
 
 
 def loaded_after(statement: str) -> set[str]:

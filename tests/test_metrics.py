@@ -500,14 +500,14 @@ def test_anchors_that_do_not_fit_are_refused_or_worst(name: str) -> None:
     assert judge.anchored(of(broken, broken), many) == judge.worst
 
 
-@pytest.mark.parametrize(("dimension", "gain"), [(8, 1.8), (24, 1.3)])
+@pytest.mark.parametrize(("dimension", "gain"), [(8, 1.8), (24, 1.4)])
 def test_an_anchor_makes_small_differences_of_the_fid_visible(dimension: int, gain: float) -> None:
     """Two affine images of the same noise, whose true distances from the reference are known in closed form."""
     rng = random(38)
     judge = metric("fid", reference(rng.normal(size=(3000, dimension))))
     mix = np.eye(dimension) + 0.3 * rng.normal(size=(dimension, dimension)) / math.sqrt(dimension)
-    near = mix + 0.05 * rng.normal(size=(dimension, dimension)) / math.sqrt(dimension)
-    maps = [(mix, np.full(dimension, 0.2)), (near, np.full(dimension, 0.22))]
+    near = mix + 0.02 * rng.normal(size=(dimension, dimension)) / math.sqrt(dimension)
+    maps = [(mix, np.full(dimension, 0.2)), (near, np.full(dimension, 0.208))]
     base, true = (frechet_distance(shift, m.T @ m, judge.reference.mu, judge.reference.sigma) for m, shift in maps)
     plain, anchored = [], []
     for _ in range(60):
@@ -517,6 +517,7 @@ def test_an_anchor_makes_small_differences_of_the_fid_visible(dimension: int, ga
         plain.append(judge.value(few) - judge.value(first))
         anchored.append(judge.anchored(few, anchor) - judge.value(anchor))
     wrong, better = (math.sqrt(np.mean((np.array(found) - (true - base)) ** 2)) for found in (plain, anchored))
+    # 1.9 and 1.7 times with 200 draws
     assert better < wrong / gain
 
 

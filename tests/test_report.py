@@ -68,6 +68,7 @@ class Page(HTMLParser):
 def of(real: Path, **given: Any) -> Settings:
     few = {"population": 6, "generations": 3, "parents": 3, "mutations": 3, "crossovers": 1}
     plain = {"model": "small:model", "reference": str(real), "steps": 3, "samples": 24, "confirm_samples": 60}
+    plain["strategy"] = "evolution"
     return Settings.of(**{**plain, "starts": ["uniform", "trailing", "karras"], "strategy_options": few, **given})
 
 
@@ -193,7 +194,7 @@ def test_of_a_search_with_failed_candidates(real_images: Path, tmp_path: Path) -
     assert failed
     items = page.texts["li"]
     assert len(items) == len(failed)
-    assert any(item == "ddim at 99, 66, 32: 24 of samples 0 to 23 are not finite" for item in items)
+    assert any(item == "ddim at 99, 66, 32: 8 of samples 0 to 7 are not finite" for item in items)
     assert all(step.t <= 70 for step in result.plan.steps)
 
 

@@ -27,8 +27,11 @@ from autodiffusion.evaluate import Evaluator
 from autodiffusion.loop import Result, search
 from autodiffusion.names import known
 from autodiffusion.progress import Quiet
+from autodiffusion.racing import Race
 
 TESTS = Path(__file__).parent
+LADDER = {"strategy": "ladder", "strategy_options": {}}
+"""The default preset's strategy."""
 FEW = {"population": 6, "generations": 4, "parents": 3, "mutations": 3, "crossovers": 2}
 Search = Callable[..., Result]
 
@@ -54,6 +57,7 @@ def settings(images: Path, **given: Any) -> Settings:
         "steps": 3,
         "samples": 48,
         "confirm_samples": 96,
+        "strategy": "evolution",
         "strategy_options": FEW,
     }
     return Settings.of(**{**plain, **given})
@@ -115,7 +119,8 @@ def test_a_search_ends_in_a_plan(run: Search, tmp_path: Path, given: dict[str, A
     assert_sound(result, tmp_path / "run", 24, nfe)
     metric, plan = given.get("metric", "fid"), result.plan
     assert plan.solver == given.get("solver", "ddim")
-    assert (plan.end is not None) == given.get("free_end", False)
+    # solvers for continuous time search it by default
+    assert (plan.end is not None) == given.get("free_end", plan.solver == "dpm_solver++")
     assert all(set(row["scores"]) == {metric, "fid"} for row in result.rows)
     [found] = [row for row in result.rows if row["name"] == "found"]
     # clean data in pixels: the model's clip became an option of the plan
@@ -128,6 +133,29 @@ def test_all_strategies_are_searched_with(run: Search, tmp_path: Path) -> None:
     for name in known("strategies"):
         result = run(name, strategy=name, strategy_options={}, preset="paper", samples=4, confirm_samples=8, budget=300)
         assert 0 < result.search_cost.evaluations <= 300
+
+
+@pytest.mark.parametrize("given", [{}, {"budget": 4001}, {"model": "small:broken_model"}, {"steps": 1}], ids=str)
+def test_the_default_strategy(run: Search, tmp_path: Path, given: dict[str, Any]) -> None:
+    result = run(**LADDER | given)
+    scored = events(tmp_path / "run")
+    digests: set[str] = set()
+    for event in scored:
+        samples, anchor = event["samples"], event["anchor"]
+        assert samples in (8, 10, 24, 48)
+        # measured from a plan that was scored with all samples before, where it is not scored so itself
+        assert anchor is None or (samples < 48 and anchor in digests)
+        for score in event["scores"]:
+            digest = Plan.model_validate(score["plan"]).digest
+            assert (score["error"] is None) == (score["value"] is None) == (score["problem"] is not None)
+            assert score["error"] is None or score["error"] >= 0
+            if samples == 48 and score["value"] is not None:
+                digests.add(digest)
+        errors = [score["error"] for score in event["scores"] if score["error"] is not None]
+        assert not errors or min(errors) == 0  # the best's, from itself
+    assert result.plan.digest in digests
+    assert result.search_cost.evaluations <= given.get("budget", math.inf)
+    assert {event["samples"] for event in scored} == {8, 10, 24, 48}
 
 
 def test_the_papers_preset(run: Search, tmp_path: Path) -> None:
@@ -260,11 +288,17 @@ def test_candidates_share_noise_unless_it_is_fresh(
         final.append(seed)
         return intervals(self, plan, metrics, samples, seed, tick)
 
+    begin = Race.__init__
+
+    def watched_race(self: Race, evaluator: Any, metric: Any, samples: int, seed: int, limit: int) -> None:
+        seeds.append(seed)
+        begin(self, evaluator, metric, samples, seed, limit)
+
     monkeypatch.setattr(Evaluator, "scores", watched)
+    monkeypatch.setattr(Race, "__init__", watched_race)
     monkeypatch.setattr(Evaluator, "intervals", watched_last)
     run("common", finalists=2)
-    assert len(set(seeds[:-1])) == 1
-    assert seeds[-1] != seeds[0]  # the finalists meet other noise
+    assert len(set(seeds)) == len(seeds) == 2  # one for all candidates, and the finalists meet other noise
     assert len(set(final)) == 1  # all rows of the table the same, which is other noise again
     assert set(final).isdisjoint(seeds)
     seeds.clear()
@@ -324,7 +358,7 @@ def test_candidates_that_are_not_finite_are_never_chosen(run: Search, tmp_path: 
     for score in failed:
         assert score["plan"]["steps"][0]["t"] > 70
         assert score["value"] is None
-        assert score["problem"] == "48 of samples 0 to 47 are not finite"
+        assert score["problem"] == "8 of samples 0 to 7 are not finite"  # the first rung of a race
     assert all(plan.times[0] <= 70 for plan in finite)
     assert result.plan in finite
     assert json.loads((tmp_path / "run" / "plan.json").read_text())["origin"]["value"] >= 0
@@ -335,7 +369,7 @@ def test_when_all_fail(run: Search, tmp_path: Path) -> None:
         with pytest.raises(RunError) as caught:
             run(model="small:broken_model", gap=40)  # the first of three steps lies at 80 or above
         ledger = tmp_path / "run" / "study.jsonl"
-        assert str(caught.value) == f"none of the 24 candidates could be scored; {ledger} says why for each"
+        assert str(caught.value) == f"no candidate could be scored; {ledger} says why for each"
         assert len(candidates(tmp_path / "run")) == 24
         assert not (tmp_path / "run" / "plan.json").exists()
 
@@ -396,6 +430,10 @@ def test_another_search_is_refused(run: Search, tmp_path: Path) -> None:
 VARIANTS = {
     "common": {},
     "budget": {"budget": 1500},
+    "ladder": LADDER,
+    "ladder, budget": LADDER | {"budget": 4000},
+    "ladder, some fail": LADDER | {"model": "small:broken_model"},
+    "ladder, fresh": LADDER | {"noise": "fresh", "budget": 6000},
     "budget, fresh": {"budget": 1500, "noise": "fresh"},
     "fresh": {"noise": "fresh", "strategy_options": FEW | {"generations": 2}},
 }
@@ -437,8 +475,8 @@ LONG = {"population": 8, "generations": 20, "parents": 3, "mutations": 4, "cross
 
 @pytest.mark.parametrize(
     ("lines", "given"),
-    [(1, {}), (3, {"budget": 20_000}), (5, {"noise": "fresh", "budget": 20_000})],
-    ids=["1 line", "3 lines, budget", "5 lines, fresh noise, torn"],
+    [(1, {}), (4, LADDER), (3, {"budget": 20_000}), (5, {"noise": "fresh", "budget": 20_000})],
+    ids=["1 line", "4 lines, ladder", "3 lines, budget", "5 lines, fresh noise, torn"],
 )
 def test_killed_it_goes_on_as_if_nothing_had_been(
     run: Search, tmp_path: Path, real_images: Path, lines: int, given: dict[str, Any]
@@ -458,7 +496,8 @@ def test_killed_it_goes_on_as_if_nothing_had_been(
     else:
         result = run("killed", **given)
     assert files(folder) == files(tmp_path / "whole")
-    assert_sound(result, folder, len(candidates(folder)), 3, samples=100)
+    if given.get("strategy") != "ladder":
+        assert_sound(result, folder, len(candidates(folder)), 3, samples=100)
 
 
 def kill_after(lines: int, folder: Path, chosen: Settings) -> None:

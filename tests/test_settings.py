@@ -35,10 +35,10 @@ def refused(**given_settings: Any) -> str:
 def test_default_preset() -> None:
     settings, preset = of(), PRESETS["default"]
     assert (settings.preset, settings.solver, settings.metric) == ("default", "ddim", "fid")
-    assert (settings.noise, settings.strategy) == ("common", "evolution")
+    assert (settings.noise, settings.strategy, settings.samples) == ("common", "ladder", 500)
     assert (settings.seed, settings.budget, settings.teacher, settings.gap) == (0, None, 0, 1)
     assert set(settings.starts) <= set(GRIDS)
-    assert settings.strategy_options == preset["evolution"]
+    assert settings.strategy_options == {}
     filled = {key: value for key, value in preset.items() if key != "evolution"}
     assert {key: getattr(settings, key) for key in filled} == filled
     assert filled.keys() == PRESETS["paper"].keys() - {"evolution"}
@@ -47,6 +47,7 @@ def test_default_preset() -> None:
 def test_paper_preset_is_the_released_configuration() -> None:
     settings = of(preset="paper")
     assert (settings.noise, settings.samples, settings.confirm_samples) == ("fresh", 5000, 50_000)
+    assert settings.strategy == "evolution"
     assert settings.starts == ["uniform"]
     assert settings.finalists == 1  # the best of the search is the result
     assert settings.strategy_options == {}  # the strategy's own defaults, which are the paper's
@@ -56,13 +57,16 @@ def test_what_is_given_comes_before_the_preset() -> None:
     settings = of(preset="paper", samples=30, starts=[], strategy_options={"population": 8})
     assert (settings.samples, settings.starts, settings.strategy_options) == (30, [], {"population": 8})
     before = dict(PRESETS["default"]["evolution"])
-    settings = of(strategy_options={"population": 8})
+    assert of(strategy="evolution").strategy_options == before
+    settings = of(strategy="evolution", strategy_options={"population": 8})
     assert settings.strategy_options == {**before, "population": 8}
     assert PRESETS["default"]["evolution"] == before != settings.strategy_options
 
 
 def test_options_of_evolution_are_for_evolution() -> None:
-    assert of(strategy="random").strategy_options == {}
+    for preset in PRESETS:
+        assert of(preset=preset, strategy="ladder").strategy_options == {}
+        assert of(preset=preset, strategy="random").strategy_options == {}
     assert of(strategy="random", strategy_options={"candidates": 9}).strategy_options == {"candidates": 9}
 
 
@@ -96,7 +100,7 @@ counts = st.integers(1, 10**6)
             "samples": st.integers(2, 10**6),
             "noise": st.sampled_from(["common", "fresh"]),
             "seed": st.integers(0, 2**63 - 1),
-            "strategy": st.sampled_from(["evolution", "random"]),
+            "strategy": st.sampled_from(["evolution", "ladder", "random"]),
             "strategy_options": st.dictionaries(names, plain, max_size=3),
             "starts": st.lists(st.sampled_from(list(GRIDS)), max_size=3),
             "budget": counts,
@@ -242,7 +246,7 @@ def test_other_searches_differ(change: dict[str, Any], difference: str) -> None:
 
 
 def test_how_it_runs_is_no_difference() -> None:
-    running = {"batch_size": 7, "device": "cuda", "threads": 3, "dtype": "float16"}
+    running = {"batch_size": 7, "device": "cuda", "threads": 3, "dtype": "float16", "cache_mb": 5}
     assert set(running) == set(RUNNING)
     assert of(**running).difference(of()) is None
     assert of(**running) != of()

@@ -21,6 +21,7 @@ from autodiffusion.settings import PRESETS
 from autodiffusion.space import SearchSpace
 from autodiffusion.strategies import Strategy, build
 from autodiffusion.strategies.evolution import Evolution
+from autodiffusion.strategies.ladder import Ladder
 
 SCHEDULE = NoiseSchedule.linear(1000)
 SPACE = SearchSpace.of(SCHEDULE, 6, "ddim")
@@ -56,6 +57,28 @@ def flat(populations: list[list[Plan]]) -> list[Plan]:
     return list(itertools.chain.from_iterable(populations))
 
 
+def questions(strategy: Strategy, loss: Loss, limits: Sequence[int] = ()) -> list[tuple[Plan, float, Plan | None]]:
+    """All that a search asks for: (plan, share, anchor); checked for what holds of every strategy."""
+    found: list[tuple[Plan, float, Plan | None]] = []
+    for number, plans in enumerate(rounds(strategy, loss, limits)):
+        limit = limits[number] if number < len(limits) else 10**6
+        assert 0 < strategy.share <= 1
+        assert len(plans) <= limit / strategy.share
+        # measured from a plan that was scored with all samples before
+        assert strategy.anchor is None or strategy.anchor in {plan for plan, share, _ in found if share == 1}
+        found += [(plan, strategy.share, strategy.anchor) for plan in plans]
+    assert len(set(found)) == len(found)
+    if type(strategy) is not Ladder:  # all others score every plan once, with all samples
+        assert {(share, anchor) for _, share, anchor in found} <= {(1, None)}
+    return found
+
+
+def planned_like(strategy: Strategy, asked: list[tuple[Plan, float, Plan | None]]) -> bool:
+    """Whether it asked for as much as it said before; of a ladder that is an estimate."""
+    count = sum(share for _, share, _ in asked)
+    return 0.4 < count / strategy.planned < 1.5 if type(strategy) is Ladder else count == strategy.planned
+
+
 # the contract
 
 every_strategy = pytest.mark.parametrize("name", known("strategies"))
@@ -70,29 +93,27 @@ def test_there_are_strategies() -> None:
 def test_asks_for_new_members_and_ends(name: str, options: dict[str, Any]) -> None:
     space = SearchSpace.of(SCHEDULE, 6, "ddim", {"clip": True}, **options)
     strategy = build(name, space, starts(space), 0, {})
-    asked = flat(run(strategy, lambda plan: plan.times[0]))
+    found = questions(strategy, lambda plan: plan.times[0])
+    asked = [plan for plan, _, _ in found]
     assert asked[0] == starts(space)[0]
     assert starts(space)[1] in asked
     assert all(space.contains(plan) for plan in asked)
-    assert len(set(asked)) == len(asked)
-    assert len(asked) == strategy.planned  # the space is large enough for all of them
+    assert planned_like(strategy, found)  # the space is large enough for all of them
     assert strategy.ask(10) == []
 
 
 @every_strategy
 def test_works_without_starts(name: str) -> None:
     strategy = build(name, SPACE, [], 0, {})
-    assert len(flat(run(strategy))) == strategy.planned
+    assert planned_like(strategy, questions(strategy, distance))
 
 
 @every_strategy
 def test_respects_the_limit(name: str) -> None:
     limits = (7, 1, 50, 3)
-    populations = run(build(name, SPACE, starts(), 0, {}), limits=limits)
-    assert len(populations) > len(limits)
-    assert all(len(plans) <= limit for plans, limit in zip(populations, limits, strict=False))
-    asked = flat(populations)
-    assert len(set(asked)) == len(asked)  # what the limit cut away may come again, what was asked for may not
+    # what the limit cut away may come again, what was asked for may not
+    assert len(questions(build(name, SPACE, starts(), 0, {}), distance, limits)) > sum(limits) / 2
+    assert len(run(build(name, SPACE, starts(), 0, {}), limits=limits)) > len(limits)
     assert build(name, SPACE, starts(), 0, {}).ask(0) == []
 
 
@@ -120,8 +141,10 @@ def test_replaying_gives_the_same_search(name: str) -> None:
 def test_a_tiny_space_ends_the_search(name: str) -> None:
     schedule = NoiseSchedule.linear(5)
     space = SearchSpace.of(schedule, 3, "ddim")
-    asked = flat(run(build(name, space, starts(space, schedule), 0, {}), lambda plan: plan.times[0]))
-    assert len(set(asked)) == len(asked) == math.comb(5, 3)
+    asked = questions(build(name, space, starts(space, schedule), 0, {}), lambda plan: plan.times[0])
+    assert name == "ladder" or len(asked) == math.comb(5, 3)
+    assert {plan for plan, _, _ in asked} <= {space.plan(nodes) for nodes in itertools.combinations(range(5), 3)}
+    assert min(plan.times[0] for plan, _, _ in asked) == 2
     full = SearchSpace.of(schedule, 5, "ddim")
     assert len(flat(run(build(name, full, starts(full, schedule), 0, {}), lambda plan: 1.0))) == 1
 
@@ -130,20 +153,24 @@ def test_a_tiny_space_ends_the_search(name: str) -> None:
 @pytest.mark.parametrize("value", [math.inf, math.nan, 0.0])
 def test_losses_that_say_nothing(name: str, value: float) -> None:
     strategy = build(name, SPACE, starts(), 0, {})
-    asked = flat(run(strategy, lambda plan: value))
-    assert len(set(asked)) == len(asked) == strategy.planned
+    asked = questions(strategy, lambda plan: value)
+    if name == "ladder":
+        # where all fail there is nothing to climb from, and where all are equal the starts are enough to begin with
+        assert {starts()[0], starts()[1]} <= {plan for plan, _, _ in asked}
+        assert math.isfinite(value) or {share for _, share, _ in asked} == {0.1}
+    else:
+        assert len(asked) == strategy.planned
 
 
 @every_strategy
 def test_unknown_options(name: str) -> None:
-    with pytest.raises(
-        InputError, match=rf"^strategy {name}: option 'populaton' is unknown \(did you mean 'population'"
-    ):
-        build(name, SPACE, [], 0, {"populaton": 3})
-    with pytest.raises(InputError, match=rf"^strategy {name}: option population = 'many' is not a int"):
-        build(name, SPACE, [], 0, {"population": "many"})
-    with pytest.raises(InputError, match=rf"^strategy {name}.* at least 1"):
-        build(name, SPACE, [], 0, {"population": 0})
+    option, typo = ("children", "childern") if name == "ladder" else ("population", "populaton")
+    with pytest.raises(InputError, match=rf"^strategy {name}: option '{typo}' is unknown \(did you mean '{option}'"):
+        build(name, SPACE, [], 0, {typo: 3})
+    with pytest.raises(InputError, match=rf"^strategy {name}: option {option} = 'many' is not a int"):
+        build(name, SPACE, [], 0, {option: "many"})
+    with pytest.raises(InputError, match=rf"^strategy {name}.* at least [14]"):
+        build(name, SPACE, [], 0, {option: 0})
 
 
 def test_unknown_strategy() -> None:
@@ -339,3 +366,134 @@ def test_evolution_beats_random_search() -> None:
     # local moves, as the default preset has them
     local = {**PRESETS["default"]["evolution"], "population": 50, "generations": 10}
     assert best_of_500("evolution", local) < random / 4
+
+
+# the ladder
+
+
+class Sampled:
+    """The distance plus noise that falls with the share of samples, nested as on one noise, and honest errors.
+
+    Attributes:
+        sigma: standard error of one plan's loss with all samples.
+        spent: what was asked for, in plans with all samples.
+        told: share, losses and errors of each round.
+    """
+
+    def __init__(self, sigma: float, seed: int = 0) -> None:
+        self.sigma, self.seed, self.spent = sigma, seed, 0.0
+        self.told: list[tuple[float, dict[Plan, float], dict[Plan, float]]] = []
+
+    def noise(self, plan: Plan, share: float) -> float:
+        rng = np.random.default_rng([self.seed, *map(int, plan.times)])
+        steps = np.cumsum(rng.normal(size=10))  # ten parts of the samples, of which a share takes the first
+        parts = max(1, round(10 * share))
+        return self.sigma * math.sqrt(10) * float(steps[parts - 1]) / parts
+
+    def search(self, strategy: Strategy, limit: float = math.inf) -> Plan:
+        """Searches to the end; gives the best of the plans that were scored with all samples."""
+        full: dict[Plan, float] = {}
+        while plans := strategy.ask(limit - self.spent):
+            share = strategy.share
+            losses = {plan: distance(plan) + self.noise(plan, share) for plan in plans}
+            best = min(losses, key=lambda plan: losses[plan])
+            error = self.sigma * math.sqrt(2 / share)
+            errors = {plan: 0.0 if plan == best else error for plan in plans}
+            self.spent += share * len(plans)
+            self.told.append((share, losses, errors))
+            full |= losses if share == 1 else {}
+            strategy.tell(list(losses.items()), errors)
+        return min(full, key=lambda plan: full[plan])
+
+
+@pytest.mark.parametrize(("sigma", "near"), [(0.0, 2e-3), (0.002, 0.02)])
+def test_the_ladder_comes_nearer_than_random_search_of_the_same_cost(sigma: float, near: float) -> None:
+    found, random = [], []
+    for seed in range(5):
+        sampled = Sampled(sigma, seed)
+        found.append(distance(sampled.search(build("ladder", SPACE, starts(), seed, {}))))
+        count = math.ceil(sampled.spent)
+        random.append(
+            distance(Sampled(sigma, seed).search(build("random", SPACE, starts(), seed, {"candidates": count})))
+        )
+    assert statistics.median(found) < near
+    assert statistics.median(found) < statistics.median(random) / 3
+
+
+def test_the_race_drops_what_is_clearly_worse_and_keeps_what_may_be_best() -> None:
+    for sigma in (1e-6, 10.0):
+        sampled = Sampled(sigma)
+        sampled.search(build("ladder", SPACE, starts(), 0, {"explorations": 0}))
+        race = list(itertools.takewhile(lambda lap: lap[0] < 1, sampled.told))
+        assert race[0][0] == 0.1
+        for (_, losses, errors), (_, left, _) in itertools.pairwise(sampled.told[: len(race) + 1]):
+            ranked = sorted(losses, key=lambda plan: losses[plan])
+            half = ranked[: max(4, len(ranked) // 2)]
+            kept = [plan for plan in half if losses[plan] - losses[ranked[0]] <= 2.5 * errors[plan]]
+            assert list(left) == kept
+            assert len(kept) == (1 if sigma < 1 else len(half))
+
+
+def test_the_ladder_asks_for_more_samples_where_few_say_nothing() -> None:
+    for sigma, glance in [(1e-6, 0.1), (10.0, 0.2)]:
+        strategy = Ladder(SPACE, starts(), 0)
+        Sampled(sigma).search(strategy)
+        assert strategy.glance == glance
+
+
+def test_what_few_samples_promise_is_not_believed() -> None:
+    # with few samples every plan looks better than the anchor, with all of them none is
+    strategy = Ladder(SPACE, starts(), 0, explorations=0, family=False)
+    first = strategy.ask()
+    assert set(first) == set(starts())
+    anchors, promised = set(), 0
+    plans = first
+    while plans:
+        if strategy.anchor is not None:
+            anchors.add(strategy.anchor)
+        small, begun = strategy.share < 1, strategy.anchor is None
+        promised += not small and not begun
+        strategy.tell([(plan, distance(plan) if begun else -1.0 - distance(plan) if small else 99.0) for plan in plans])
+        plans = strategy.ask()
+    assert promised >= 2
+    assert anchors == {min(starts(), key=distance)}
+    # nor is what fails with all samples
+    strategy = Ladder(SPACE, starts(), 0, explorations=0, family=False)
+    seen = set()
+    while plans := strategy.ask():
+        seen.add(strategy.anchor)
+        failing = strategy.share == 1 and strategy.anchor is not None
+        strategy.tell([(plan, math.inf if failing else distance(plan)) for plan in plans])
+    assert seen == {None, min(starts(), key=distance)}
+
+
+@pytest.mark.parametrize("options", [{"steps": 1}, {"gap": 40}, {"free_end": True}, {"continuous": True}], ids=str)
+def test_the_moves_stay_in_the_space(options: dict[str, Any]) -> None:
+    space = SearchSpace.of(SCHEDULE, **{"steps": 5, "solver": "ddim", **options})
+    # the best plan lies in a corner, where moves end at the border and at each other
+    asked = flat(run(Ladder(space, [], 0), lambda plan: -plan.times[0] + 0.01 * sum(plan.times)))
+    assert all(space.contains(plan) for plan in asked)
+    assert space.positions(min(asked, key=lambda plan: -plan.times[0]))[0] > 0.99 * (len(space.times) - 1)
+
+
+@pytest.mark.parametrize("limit", range(1, 11))
+@pytest.mark.parametrize("family", [True, False])
+def test_small_limits_still_score_a_plan_in_full(limit: int, family: bool) -> None:
+    sampled = Sampled(0.002)
+    sampled.search(build("ladder", SPACE, starts(), 0, {"family": family}), limit)
+    assert sampled.spent <= limit + 1e-9
+    assert any(share == 1 for share, _, _ in sampled.told)
+
+
+def test_a_ladder_out_of_range() -> None:
+    for options, message in [
+        ({"explorations": -1}, "strategy ladder: explorations = -1 must be at least 0"),
+        ({"children": 3}, "strategy ladder: children = 3 must be at least 4"),
+        ({"elite": 0}, "strategy ladder: elite = 0 must be at least 1"),
+        ({"scale": 0.0}, "strategy ladder: scale = 0.0 lies outside 0 to 1"),
+        ({"step": 1.5}, "strategy ladder: step = 1.5 lies outside 0 to 1"),
+        ({"smallest_step": -0.1}, "strategy ladder: smallest_step = -0.1 lies outside 0 to 1"),
+    ]:
+        with pytest.raises(InputError) as caught:
+            build("ladder", SPACE, [], 0, options)
+        assert str(caught.value) == message

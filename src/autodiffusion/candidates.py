@@ -31,6 +31,8 @@ def score_candidates(job: Job, metric: Metric | KL, study: Study, progress: Quie
             samples = race.samples(strategy.share)
             while plans and race.price(plans, samples, strategy.anchor, job.nfe) > left:
                 plans.pop()
+        else:
+            plans = _affordable(plans, left, price, generation, study)
         if not plans:
             return
         if race:
@@ -71,6 +73,19 @@ def _lap(
             entry["error"] = error if math.isfinite(error) else None
         study.record(event)
     return {Plan.model_validate(entry["plan"]): entry for entry in event["scores"]}
+
+
+def _affordable(plans: list[Plan], left: float, price: int, generation: int, study: Study) -> list[Plan]:
+    """The first of the plans whose scores are known from earlier rounds or can be paid in full."""
+    earlier = [event for event in study.of_kind("scores") if event["generation"] < generation]
+    known = {Plan.model_validate(entry["plan"]) for event in earlier for entry in event["scores"]}
+    kept: list[Plan] = []
+    for plan in plans:
+        left -= 0 if plan in known else price
+        if left < 0:
+            break
+        kept.append(plan)
+    return kept
 
 
 def _each(

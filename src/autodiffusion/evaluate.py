@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -208,12 +208,14 @@ class Pool:
                     self._parts.setdefault(short[place], []).append(features)
         return [self._problems.get(plan) or Features.cat(self._parts[plan][: len(wanted)]) for plan in plans]
 
-    def keep(self, plans: Collection[Plan]) -> None:
-        """Frees what is known of all other plans, states that they passed included."""
-        self._parts = {plan: parts for plan, parts in self._parts.items() if plan in plans}
-        ways = [tuple(stretch.key for stretch in stretches(plan, self.evaluator.model)) for plan in plans]
-        for begun in self._begun.values():
-            begun.keep_only(ways)
+    def keep(self, held: Mapping[Plan, int]) -> None:
+        """Frees everything but what ``held`` says: of which plans how many samples."""
+        self._parts = {plan: parts for plan, parts in self._parts.items() if plan in held}
+        self._problems = {plan: problem for plan, problem in self._problems.items() if plan in held}
+        model = self.evaluator.model
+        ways = {plan: tuple(stretch.key for stretch in stretches(plan, model)) for plan in held} if self._begun else {}
+        for block, begun in self._begun.items():
+            begun.keep_only(way for plan, way in ways.items() if held[plan] >= block.stop)
 
     def _beginnings(self, block: range) -> Beginnings | None:
         """What plans have in common on a block; kept only where there is a limit to keep it under."""

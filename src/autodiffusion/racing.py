@@ -25,7 +25,8 @@ class Lap:
     """What one round of a race gives.
 
     Attributes:
-        scores: of the plans, in their order. Where there is an anchor, the values are estimates for all samples.
+        scores: of the plans, in their order. Where there is an anchor, the values are estimates for all samples: the
+            anchor's value, and the plan's difference from it on the samples that the plan has.
         errors: for each plan the standard error of the difference from the best, measured over the samples of the two
             on the same noise; 0 for the best, not a number where there is none.
     """
@@ -73,17 +74,18 @@ class Race:
         self._restore(tick)
         self._hold(self._needs(plans, samples, anchor))
         self._pool.keep(self.held)
-        base = None
-        if anchor is not None and samples < self.counts[-1]:
-            [base] = self._pool.grow([anchor], self.counts[-1], tick)
+        shift = self._shift(anchor, samples, tick) if anchor is not None else 0.0
         found = self._pool.grow(plans, samples, tick)
-        scores = [score_of(self.metric, self._value(part, base), samples) for part in found]
+        values = [part if isinstance(part, str) else self.metric.value(part) + shift for part in found]
+        scores = [score_of(self.metric, value, samples) for value in values]
         return Lap(scores, self._errors(found, scores))
 
-    def _value(self, part: Features | str, base: Features | str | None) -> float | str:
-        if isinstance(part, str):
-            return part
-        return self.metric.anchored(part, base) if isinstance(base, Features) else self.metric.value(part)
+    def _shift(self, anchor: Plan, samples: int, tick: Tick | None) -> float:
+        """What the anchor's value gains from its first ``samples`` samples to all of them."""
+        [features] = self._pool.grow([anchor], self.counts[-1], tick)
+        if isinstance(features, str) or samples == self.counts[-1]:
+            return 0.0
+        return self.metric.value(features) - self.metric.value(features.take(range(samples)))
 
     def _errors(self, found: Sequence[Features | str], scores: Sequence[Score]) -> list[float]:
         sign = -1.0 if self.metric.better == "higher" else 1.0

@@ -112,10 +112,12 @@ class Beginnings:
             total -= self._points.pop(old).bytes
 
     def keep_only(self, ways: Iterable[Keys]) -> None:
-        """Forgets what does not lie on any of these ways."""
+        """Forgets what does not lie on any of these ways, and what the network said: that depends on who came last."""
         kept = {()} | {keys[:n] for keys in ways for n in range(len(keys) + 1)}
         for old in [old for old in self._points if old not in kept]:
             del self._points[old]
+        for point in self._points.values():
+            point.said = None
 
 
 def stretches(plan: Plan, model: Model) -> tuple[Stretch, ...]:

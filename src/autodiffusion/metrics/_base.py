@@ -103,27 +103,6 @@ class Metric(Criterion):
         without = np.array([at(np.flatnonzero(group != g)) for g in range(groups)])
         return np.asarray(self.measure(features) + (groups - 1) * (without.mean() - without))
 
-    def anchored(self, features: Features, anchor: Features) -> float:
-        """The value of ``features`` at as many samples as ``anchor`` has, estimated from their own, fewer.
-
-        ``anchor`` are another plan's, of which the first ``len(features)`` are on the same noise. What is common to the
-        two plans in these is known better from all of the anchor's (a control variate, Hammersley and Handscomb 1964).
-
-        Raises:
-            InputError: as :meth:`value`, or more features than the anchor has.
-        """
-        first = self._first(features, anchor)
-        if not (self.fits(features) and self.fits(anchor)):
-            return self.worst
-        return self.measure(anchor) + self.measure(features) - self.measure(first)
-
-    @staticmethod
-    def _first(features: Features, anchor: Features) -> Features:
-        """Those of the anchor's that are on the same noise."""
-        if len(features) > len(anchor):
-            raise InputError(f"an anchor of {len(anchor)} samples is too small for {len(features)}; give it as many")
-        return anchor.take(range(len(features)))
-
     def interval(self, features: Features, resamples: int = 200, seed: int = 0, level: float = 0.95) -> Interval:
         """See :func:`interval`. A subclass that knows its own sampling error may do better than the bootstrap."""
         if not self.fits(features):

@@ -51,33 +51,6 @@ class FID(Metric):
         influence += count * (np.square(centred).sum(1) - last)
         return np.asarray(self._distance(mean, centred, float(roots.sum())) + influence - influence.mean())
 
-    def anchored(self, features: Features, anchor: Features) -> float:
-        """The distance of the moments ``anchor's + (these - anchor's on the same noise)``.
-
-        The correction is made in the mean and the second moment, before the root is taken: a FID of few samples is
-        mostly bias, which a difference of two such FIDs keeps.
-        """
-        count, total = len(self._first(features, anchor)), len(anchor)
-        if not (self.fits(features) and self.fits(anchor)):
-            return self.worst
-        rows = np.concatenate([anchor.vectors.double().numpy(), features.vectors.double().numpy()])
-        weights = np.repeat([1 / total, 1 / count], [total, count])
-        weights[:count] -= 1 / count
-        mean = weights @ rows
-        rows -= mean
-        weights *= total / (total - 1)
-        root = self.reference.root
-        if len(rows) < len(root):
-            # the weights have both signs, so the rows come to their gram matrix's root L first: L^T W L
-            scaled = rows @ root
-            eigenvalues, vectors = np.linalg.eigh(scaled @ scaled.T)
-            half = vectors * np.sqrt(eigenvalues.clip(min=0))
-            product = half.T @ (weights[:, None] * half)
-        else:
-            product = root @ ((rows * weights[:, None]).T @ rows) @ root
-        traces = float(weights @ np.square(rows).sum(1)) + float(np.trace(self.reference.sigma))
-        return float(np.square(mean - self.reference.mu).sum()) + traces - 2 * _trace_of_root(product)
-
     def resampled(self, features: Features) -> Callable[[Indices], float]:
         """The distance of the samples of any list of numbers, from weights of the samples where these are many."""
         vectors = features.vectors.double().numpy()

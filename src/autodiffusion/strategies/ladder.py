@@ -51,17 +51,15 @@ class Ladder(Strategy):
         step: first step of refining as a share of the time range.
         smallest_step: at which refining ends; at least one time step.
         family: whether to try the family of curves, not only the given starts.
-        anchored: whether candidates are scored as differences from the best plan.
     """
 
-    explorations: int = 8
+    explorations: int = 4
     children: int = 12
     elite: int = 4
     scale: float = 0.15
     step: float = 0.03
     smallest_step: float = 0.008
     family: bool = True
-    anchored: bool = True
     full: Losses = field(default_factory=dict, init=False)
     """The losses of plans scored with all samples."""
     glance: float = field(default=RUNGS[0], init=False)
@@ -109,7 +107,7 @@ class Ladder(Strategy):
         self, plans: Sequence[Plan], share: float, anchor: Plan | None = None
     ) -> Generator[list[Plan], tuple[Losses, Mapping[Plan, float]], list[tuple[float, Plan]]]:
         """Asks for the plans' losses, and gives them sorted, best first; those that failed are left out."""
-        self.share, self.anchor = share, anchor if self.anchored else None
+        self.share, self.anchor = share, anchor
         losses, self._errors = yield list(plans)
         ranked = [(losses[plan], plan) for plan in plans if math.isfinite(losses.get(plan, math.inf))]
         return sorted(ranked, key=lambda entry: entry[0])
@@ -184,13 +182,15 @@ class Ladder(Strategy):
         moves = self._moves()
         least = max(self.smallest_step, 1 / (len(self.space.times) - 1))
         steps = [self.step] * len(moves)
+        tried: set[Plan] = set()
         while True:
             best, best_loss = anchor, self.full[anchor]
             for i, weights in enumerate(moves):
                 if steps[i] < least:
                     continue
                 pushed = [self.space.push(best, weights, sign * steps[i]) for sign in (1, -1)]
-                plans = [plan for plan in dict.fromkeys(pushed) if plan != best]
+                plans = [plan for plan in dict.fromkeys(pushed) if plan != best and plan not in tried]
+                tried.update(plans)
                 ranked = (yield from self._score(plans, share, anchor)) if plans else []
                 better = bool(ranked) and ranked[0][0] < best_loss
                 if better:
@@ -200,13 +200,14 @@ class Ladder(Strategy):
                 expected = self.full[anchor] - best_loss
                 ranked = yield from self._score([best], 1, anchor)
                 gained = self.full[anchor] - ranked[0][0] if ranked else -math.inf
-                anchor = best if gained > 0 else anchor
-                if gained < expected / 4:  # what few samples promise does not hold
-                    share = min(1.0, 2 * share)
+                if gained > 0:
+                    anchor, tried = best, {best}
+                if gained < expected / 4 and share < 1:  # what few samples promise does not hold
+                    share, tried = min(1.0, 2 * share), {anchor}
             if max(steps) < least:
                 if share >= RUNGS[1]:
                     return
-                share, steps = 2 * share, [max(self.step / 3, 2 * least)] * len(moves)
+                share, steps, tried = 2 * share, [max(self.step / 3, 2 * least)] * len(moves), {anchor}
 
     def _moves(self) -> list[np.ndarray[tuple[int], np.dtype[np.float64]]]:
         """Weights of the nodes in each move: the whole sequence first, then single nodes, the last first."""
