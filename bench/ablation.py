@@ -40,17 +40,6 @@ class NoRacing(Ladder):
         yield from self._score(field, 1.0)
 
 
-class PlainDifferences(Ladder):
-    """Measures from the best plan too, but by the difference of two FIDs of as few samples, bias and all."""
-
-    def _score(self, plans: Sequence[Plan], share: float, anchor: Plan | None = None) -> Any:
-        if anchor is None or share == 1:
-            return (yield from super()._score(plans, share))
-        ranked = yield from super()._score([*plans, anchor], share)
-        here = next((loss for loss, plan in ranked if plan == anchor), math.inf)
-        return [(loss - here + self.full[anchor], plan) for loss, plan in ranked if plan != anchor]
-
-
 class NoRefining(Ladder):
     """Ends when it has explored."""
 
@@ -69,8 +58,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "fresh noise for each candidate": {"noise": "fresh"},
     "no racing of starts": {"strategy": "bench.ablation:NoRacing"},
-    "no anchor": {"strategy_options": {"anchored": False}},
-    "no anchor, plain differences": {"strategy": "bench.ablation:PlainDifferences"},
     "no family of starts": {"strategy_options": {"family": False}},
     "one start": {"starts": ["uniform"], "strategy_options": {"family": False}},
     "no exploring": {"strategy_options": {"explorations": 0}},
@@ -127,6 +114,8 @@ def read(rows: Sequence[dict[str, Any]]) -> Runs:
 
 def table(found: Runs) -> str:
     """Two Markdown tables: each variant against the default on the same seeds, and the figures for each row."""
+    if not found:
+        return "Nothing has been run yet: `python -m bench.ablation` makes the runs.\n"
     names = [name for name in (*VARIANTS, UNSHARED) if any(name in runs for runs in found.values())]
     lines = [
         "Made by `python -m bench.ablation`; the runs are in `ablation.json`.",

@@ -1,7 +1,7 @@
 """The benchmark's models: the bundled one, and two whose best denoiser is known in closed form.
 
-Each function below makes a ``Model`` for ``--model bench.models:NAME``. The closed forms have no training error and cost
-next to nothing, so that searches of the paper's size can be run on them.
+Each function below makes a ``Model`` for ``--model bench.models:NAME``. The closed forms have no training error and
+cost next to nothing, so that searches of the paper's size can be run on them.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def mixture_features() -> nn.Module:
 
 
 class Empirical:
-    """Digits of the bundled model's reference, each blurred by a Gaussian: what a perfect, memorizing model would be."""
+    """Digits of the bundled reference, each blurred by a Gaussian: what a perfect, memorizing model would be."""
 
     width = 0.1
 

@@ -132,15 +132,15 @@ SPACE = SearchSpace.of(NoiseSchedule.linear(1000), 5, "ddim")
 TARGET = (950, 700, 450, 200, 40)
 
 
-def asked(variant: str) -> list[tuple[float, bool, list[Plan]]]:
-    """What a variant of the ladder asks for when the loss is the distance to a target: share, anchored, plans."""
+def asked(variant: str) -> list[tuple[float, list[Plan]]]:
+    """What a variant of the ladder asks for when the loss is the distance to a target: share and plans by round."""
     options = ablation.VARIANTS[variant]
     starts = [SPACE.named(name, NoiseSchedule.linear(1000)) for name in options.get("starts", ["uniform", "karras"])]
     name = options.get("strategy", "ladder")
     strategy = build_strategy(name, SPACE, starts, 0, options.get("strategy_options", {}))
     rounds = []
     while plans := strategy.ask():
-        rounds.append((strategy.share, strategy.anchor is not None, plans))
+        rounds.append((strategy.share, plans))
         losses = [math.dist(plan.times, TARGET) for plan in plans]
         strategy.tell(list(zip(plans, losses, strict=True)), dict.fromkeys(plans, 1e-3))
     return rounds
@@ -148,24 +148,21 @@ def asked(variant: str) -> list[tuple[float, bool, list[Plan]]]:
 
 def test_each_variant_is_without_its_idea() -> None:
     whole = asked("default")
-    assert len(whole[0][2]) == 47
+    assert len(whole[0][1]) == 47
     assert whole[0][0] == 0.1
-    [(share, _, plans), *_] = asked("no racing of starts")
-    assert (share, plans) == (1.0, whole[0][2])
-    assert any(anchored for _, anchored, _ in whole)
-    for name in ("no anchor", "no anchor, plain differences"):
-        assert not any(anchored for _, anchored, _ in asked(name)), name
-    assert [len(asked(name)[0][2]) for name in ("no family of starts", "one start")] == [2, 1]
+    [(share, plans), *_] = asked("no racing of starts")
+    assert (share, plans) == (1.0, whole[0][1])
+    assert [len(asked(name)[0][1]) for name in ("no family of starts", "one start")] == [2, 1]
     # a round of exploring asks for 12 children and is followed by two more
-    for name, explorations, refines in (("no exploring", 0, True), ("no refining", 8, False), ("default", 8, True)):
-        sizes = [len(plans) for _, _, plans in asked(name)]
+    for name, explorations, refines in (("no exploring", 0, True), ("no refining", 4, False), ("default", 4, True)):
+        sizes = [len(plans) for _, plans in asked(name)]
         assert sizes.count(12) == explorations, name
         after = len(sizes) - 1 - max((i for i, size in enumerate(sizes) if size == 12), default=0)
         assert (after > 10) == refines, name
     for name, single in (("no moves of the whole sequence", True), ("default", False)):
         rounds = asked(name)
-        last = max(i for i, (_, _, plans) in enumerate(rounds) if len(plans) == 12)
-        pairs = [plans for share, _, plans in rounds[last + 3 :] if share < 1 and len(plans) == 2]
+        last = max(i for i, (_, plans) in enumerate(rounds) if len(plans) == 12)
+        pairs = [plans for share, plans in rounds[last + 3 :] if share < 1 and len(plans) == 2]
         moved = {sum(a != b for a, b in zip(one.times, other.times, strict=True)) for one, other in pairs}
         assert (moved == {1}) == single, name
 
@@ -176,15 +173,22 @@ def test_table_of_made_up_runs() -> None:
         return {"model": "m", "solver": "s", "steps": 4, "variant": variant, "seed": seed, "curve": curve} | counts
 
     rows = [row("default", 0, (10_000, 4.0), (40_000, 1.0)), row("default", 1, (10_000, 1.04), (40_000, 1.0))]
-    rows += [row("no anchor", 0, (20_000, 1.03), (80_000, 2.0)), row("no anchor", 1, (10_000, 3.0), (20_000, 0.5))]
+    rows += [row("no refining", 0, (20_000, 1.03), (80_000, 2.0)), row("no refining", 1, (10_000, 3.0), (20_000, 0.5))]
     rows += [row("one start", 1, (20_000, 1.06))]
     text = ablation.table(ablation.read(rows))
     # factors 2 and 1/2 of the FID: the mean of the logarithms is 0, its standard error ln 2; of the cost 2 and 1/2
-    assert "| no anchor | 1.00 [0.50, 2.00] | 1.00 | 1 of 2 |" in text
+    assert "| no refining | 1.00 [0.50, 2.00] | 1.00 | 1 of 2 |" in text
     assert "| one start | 1.06 [0.00, inf] | 0.50 | 0 of 1 |" in text
     assert "| default | 1 [1, 1], 40k, after 25k |" in text
-    assert "| no anchor | 1.25 [0.5, 2], 50k, after 20k |" in text
+    assert "| no refining | 1.25 [0.5, 2], 50k, after 20k |" in text
     assert "| one start | 1.06 [1.06, 1.06], 20k, never |" in text
+
+
+def test_table_of_no_runs_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ablation.main(["--seeds", "0", "--out", str(tmp_path / "found.json")])
+    text = capsys.readouterr().out
+    assert text.startswith("Nothing has been run")
+    assert text == ablation.table(ablation.read([]))
 
 
 def test_ablation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
