@@ -260,6 +260,19 @@ def test_the_convergence_shows_every_score_and_the_best(finished: Path) -> None:
     assert convergence([], "kid", 24) is None
 
 
+def test_the_convergence_leaves_out_scores_of_fewer_samples(finished: Path) -> None:
+    events = read_events(finished / "study.jsonl")
+    first = next(event for event in events if event["event"] == "scores")
+    lucky = first | {"samples": 8, "scores": [score | {"value": -1.0} for score in first["scores"]]}
+    plain, drawing = convergence(events, "kid", 24), convergence([lucky, *events], "kid", 24)
+    assert plain is not None
+    assert drawing is not None
+    for before, after in zip(plain.axes[0].get_lines(), drawing.axes[0].get_lines(), strict=True):
+        np.testing.assert_array_equal(after.get_ydata(), before.get_ydata())
+        # what they cost counts
+        np.testing.assert_allclose(np.subtract(after.get_xdata(), before.get_xdata()), first["evaluations"])
+
+
 def test_time_steps_lie_on_the_curve_and_in_lanes(finished: Path) -> None:
     events = read_events(finished / "study.jsonl")
     drawing = steps(events)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,7 +50,7 @@ def report(folder: Path) -> Path:
         metrics=list(dict.fromkeys(name for row in rows for name in row["scores"])),  # a failed row has none
         spent=sum(event["evaluations"] for event in scored),
         saved=sum(event["saved"] for event in scored),
-        candidates=sum(len(event["scores"]) for event in scored),
+        candidates=len({json.dumps(score["plan"], sort_keys=True) for event in scored for score in event["scores"]}),
         confirmed=confirmed,
         problems=[
             (describe(Plan.model_validate(s["plan"])), s["problem"])
@@ -76,13 +77,16 @@ def _printed(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def convergence(events: Events, metric: str, samples: int) -> Figure | None:
-    """Every candidate's score in the search over the network evaluations spent, and the best so far."""
+    """Every full score in the search over the network evaluations spent, and the best so far.
+
+    What a race scored with fewer samples costs as well, but is no score of this kind and is not drawn.
+    """
     scored = [event for event in events if event["event"] == "scores"]
     places, values, spent = [], [], 0
     for event in scored:
         ends = spent + event["evaluations"] * np.arange(1, len(event["scores"]) + 1) / len(event["scores"])
         for place, score in zip(ends, event["scores"], strict=True):
-            if score["value"] is not None:
+            if score["value"] is not None and event["samples"] == samples:
                 places.append(place)
                 values.append(score["value"])
         spent += event["evaluations"]

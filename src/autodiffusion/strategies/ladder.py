@@ -33,13 +33,13 @@ class Ladder(Strategy):
     """Races starts, explores from the best of them, and refines the best step by step.
 
     Every comparison begins with few samples. Where most of a field lies within the measured standard error of its best,
-    so few samples cannot tell, and nothing is dropped, or more are used from then on. From the second part on,
+    so few samples cannot tell, and first looks take twice as many from then on. From the second part on,
     candidates are scored as differences from the best plan known, the anchor, whose value stands on all samples; what
     looks better so is scored with all samples before it is believed.
 
-    1. Starts: the given ones and a family of curves, in a race over :data:`RUNGS` (successive halving, by thirds).
+    1. Starts: the given ones and a family of curves, in a race over :data:`RUNGS` (successive halving).
     2. Exploring: children of the ``elite`` best by mutation of falling scale, crossover and blending; the best quarter
-       gets more samples, the best two all.
+       gets more samples, the best two all if they promise to join the elite.
     3. Refining: a pattern search (Hooke and Jeeves 1961) over single nodes and over the whole sequence (shift, stretch
        from either end, bend), each move with a step of its own that grows by success and shrinks by failure.
 
