@@ -43,15 +43,15 @@ class NoRacing(Ladder):
 class NoRefining(Ladder):
     """Ends when it has explored."""
 
-    def _refine(self) -> Asking:
+    def _refine(self, last: float) -> Asking:
         yield from ()
 
 
 class SingleMoves(Ladder):
     """Refines single nodes only."""
 
-    def _moves(self) -> list[Any]:
-        return super()._moves()[-self.space.nodes :]
+    def _moves(self, plan: Plan) -> list[Any]:
+        return super()._moves(plan)[-self.space.nodes :]
 
 
 VARIANTS: dict[str, dict[str, Any]] = {

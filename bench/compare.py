@@ -50,6 +50,9 @@ METHODS: dict[str, dict[str, Any]] = {
 FRESH = {"mixture": 10_000, "empirical": 4_000, "bundled": 2_000}
 """Samples of a figure on fresh noise."""
 BATCH = {"mixture": 250, "empirical": 250, "bundled": 100}
+SAMPLES = {"mixture": 2_000, "empirical": 1_000, "bundled": 200}
+"""For a candidate of the paper preset, Algorithm 1 and random search: as many as two cores can afford in some hours. The
+released experiments take 1,000 to 5,000."""
 POINTS = 12
 """Most points of a curve that are scored and kept."""
 REDUCED: dict[str, Any] = {"budget": 12_000, "samples": 40, "fresh": 200}
@@ -80,14 +83,11 @@ class Job:
         return int(REDUCED["fresh"]) if self.reduced else FRESH[self.model]
 
     def settings(self) -> Settings:
-        """Of the search: the method's own, with samples for a candidate that two cores can afford in some hours.
-
-        The default keeps its own number. 500 candidates of the paper's 5,000 samples would take weeks.
-        """
+        """Of the search: the method's own, the paper preset and its kin with :data:`SAMPLES`."""
         options = METHODS[self.method] | {"confirm_samples": 2, "finalists": 1}
         if options["preset"] == "paper":
             few = self.model == "bundled" and (self.steps == 10 or self.method == "random")
-            options["samples"] = 100 if few else {"mixture": 500, "empirical": 200, "bundled": 200}[self.model]
+            options["samples"] = 100 if few else SAMPLES[self.model]
             options["samples"] = REDUCED["samples"] if self.reduced else options["samples"]
         return Settings.of(
             model=f"bench.models:{self.model}",

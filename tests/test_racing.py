@@ -17,7 +17,7 @@ from autodiffusion import Evaluator, Model, Plan
 from autodiffusion.features import Features
 from autodiffusion.features import load as load_features
 from autodiffusion.metrics import Metric, build
-from autodiffusion.racing import RUNGS, Lap, Race, counts
+from autodiffusion.racing import Lap, Race, counts
 from autodiffusion.reference import Reference
 from autodiffusion.sampling import nfe
 

@@ -60,14 +60,17 @@ def flat(populations: list[list[Plan]]) -> list[Plan]:
 def questions(strategy: Strategy, loss: Loss, limits: Sequence[int] = ()) -> list[tuple[Plan, float, Plan | None]]:
     """All that a search asks for: (plan, share, anchor); checked for what holds of every strategy."""
     found: list[tuple[Plan, float, Plan | None]] = []
+    known: set[tuple[Plan, float, Plan | None]] = set()
     for number, plans in enumerate(rounds(strategy, loss, limits)):
         limit = limits[number] if number < len(limits) else 10**6
         assert 0 < strategy.share <= 1
         assert len(plans) <= limit / strategy.share
         # measured from a plan that was scored with all samples before
         assert strategy.anchor is None or strategy.anchor in {plan for plan, share, _ in found if share == 1}
-        found += [(plan, strategy.share, strategy.anchor) for plan in plans]
-    assert len(set(found)) == len(found)
+        asked = {(plan, strategy.share, strategy.anchor) for plan in plans}
+        assert len(asked) == len(plans) and not asked <= known  # asked again only beside new ones, for which it is free
+        found += [question for question in asked if question not in known]
+        known |= asked
     if type(strategy) is not Ladder:  # all others score every plan once, with all samples
         assert {(share, anchor) for _, share, anchor in found} <= {(1, None)}
     return found

@@ -20,12 +20,12 @@ from autodiffusion.study import Study
 def score_candidates(job: Job, metric: Metric | KL, study: Study, progress: Quiet) -> None:
     """Asks, evaluates and tells until the strategy or the budget is done; what the ledger holds is not done again."""
     settings, strategy, price = job.settings, job.strategy, job.nfe * job.settings.samples
-    planned = strategy.planned * price
-    progress.phase("search", min(planned, settings.budget or planned))
+    budget = min(strategy.most * price, settings.budget or math.inf)
+    progress.phase("search", int(min(strategy.planned * price, budget)))
     race = _race(job, metric)
     spent = 0
     for generation in itertools.count():
-        left = math.inf if settings.budget is None else settings.budget - spent
+        left = budget - spent
         plans = strategy.ask(left / price)
         if race:
             samples = race.samples(strategy.share)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,9 @@ from autodiffusion.reference import Reference
 from autodiffusion.report import GRID, picture, report
 from autodiffusion.sampling import Cost, sample
 from autodiffusion.settings import Settings
+from autodiffusion.strategies import hopeful
 from autodiffusion.study import LEDGER, PLAN, Study
 
-CLEARLY = 2.5
-"""Standard errors by which a finalist must be behind to be out of the race."""
 TEACHER = "reference.npz"
 """Where a study keeps a reference that its model made itself."""
 
@@ -40,7 +40,7 @@ class Result:
 
     Attributes:
         plan: the plan, with its fresh-noise figure as origin.
-        rows: the final table: uniform, the grid that did best in the search, found, and the teacher where asked for.
+        rows: the final table: uniform, the best named grid, found, and the teacher where asked for.
         search_cost: spent on candidates; ``confirm_cost`` on choosing among the best and on the table.
     """
 
@@ -102,13 +102,19 @@ def _confirm(job: Job, metric: Metric | KL, reference: Reference, study: Study, 
     ranked = list(standings(study, metric))
     if not ranked:
         raise RunError(f"no candidate could be scored; {study.folder / LEDGER} says why for each")
-    opponents = _opponents(job, ranked)
+    grids = {_grid(job, name): name for name in ["uniform", *(name for name in job.starts if name in GRIDS)][::-1]}
     finalists = ranked[: settings.finalists]
-    if settings.finalists > 1:  # a search that found nothing better than a grid must not end with less
-        finalists += [plan for plan in ranked if plan in job.starts.values() and plan not in finalists][:1]
-    scored = len(opponents) + 1 + (len(finalists) if len(finalists) > 1 else 0)
+    raced = len(grids) + (len(finalists) + 2) * (len(finalists) > 1)
+    scored = raced + min(2, len(grids)) + 1
     progress.phase("confirm", scored * settings.confirm_samples * job.nfe + settings.teacher * settings.confirm_samples)
-    named = opponents | {"found": _choose(finalists, metric, settings, evaluator, progress)}
+    best_grid = _choose(list(grids), metric, settings, evaluator, progress)
+    if len(finalists) > 1:  # a search that found nothing better than a grid or a given start must not end with less
+        starts = [plan for plan in ranked if plan in job.starts.values()][:1]
+        finalists = list(dict.fromkeys([*finalists, best_grid, *starts]))
+    named = {"uniform": _grid(job, "uniform")}
+    if grids[best_grid] != "uniform":
+        named[f"{grids[best_grid]} (best grid)"] = best_grid
+    named["found"] = _choose(finalists, metric, settings, evaluator, progress)
     if settings.teacher:
         named[f"teacher ({settings.teacher} steps)"] = teacher_plan(evaluator.model, settings.teacher)
     metrics = list(dict.fromkeys([settings.metric, REPORTED]))
@@ -139,23 +145,10 @@ def _choose(
         if len(finalists) == 1:
             break
         lap = race.lap(finalists, count, tick=progress.tick)
-        losses = [sign * score.value for score in lap.scores]
-        best = min(losses)
-        # a difference that is not a number rules nobody out
-        behind = [loss - best > CLEARLY * error for loss, error in zip(losses, lap.errors, strict=True)]
-        ranked = sorted(range(len(losses)), key=lambda i: losses[i])
-        finalists = [finalists[i] for i in ranked if not behind[i]]
+        losses = {plan: sign * score.value for plan, score in zip(finalists, lap.scores, strict=True)}
+        errors = {plan: e for plan, e in zip(finalists, lap.errors, strict=True) if math.isfinite(e)}
+        finalists = hopeful(losses, errors) or finalists
     return finalists[0]
-
-
-def _opponents(job: Job, ranked: list[Plan]) -> dict[str, Plan]:
-    """Uniform steps, and the named grid that did best in the search where that is another."""
-    opponents = {"uniform": _grid(job, "uniform")}
-    places = {name: ranked.index(plan) for name, plan in job.starts.items() if name in GRIDS and plan in ranked}
-    best = min(places, key=lambda name: places[name], default="uniform")
-    if _grid(job, best) != opponents["uniform"]:
-        opponents[f"{best} (best grid in the search)"] = _grid(job, best)
-    return opponents
 
 
 def _grid(job: Job, name: str) -> Plan:

@@ -13,9 +13,8 @@ from autodiffusion.features import Features
 from autodiffusion.metrics import Metric
 from autodiffusion.plan import Plan
 from autodiffusion.sampling import Cost, Tick
+from autodiffusion.strategies import RUNGS
 
-RUNGS = (0.1, 0.2, 0.5, 1.0)
-"""Shares of the full number of samples that a comparison can stand on; nested, so that more adds to what is there."""
 LEAST = 8
 """Samples below which no score says anything."""
 

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from autodiffusion.strategies._base import Strategy, build
+from autodiffusion.strategies._base import RUNGS, Strategy, build, hopeful
 
-__all__ = ["Strategy", "build"]
+__all__ = ["RUNGS", "Strategy", "build", "hopeful"]

@@ -14,6 +14,11 @@ from autodiffusion.names import with_options
 from autodiffusion.plan import Plan
 from autodiffusion.space import SearchSpace
 
+RUNGS = (0.1, 0.2, 0.5, 1.0)
+"""Shares of a score's full number of samples at which a race compares; nested, so that more adds to what is there."""
+ENOUGH = 2.5
+"""Standard errors by which a plan must be behind to be out of a race before its turn."""
+
 
 @dataclass
 class Strategy(ABC):
@@ -34,11 +39,14 @@ class Strategy(ABC):
     rounds: int = field(default=0, init=False)
     """How often it has been asked."""
     seen: set[Plan] = field(default_factory=set, init=False)
-    """Every plan it has asked for; none is asked for twice with the same share and anchor."""
+    """Every plan it has asked for; with the same share and anchor none is asked for twice, but beside new ones of
+    the next round, where it costs nothing."""
     share: float = field(default=1.0, init=False)
     """Of a score's full number of samples, what the plans just asked for are worth; in (0, 1]."""
     anchor: Plan | None = field(default=None, init=False)
     """A plan scored with all samples, from which those of the plans just asked for are measured as differences."""
+    most: float = field(default=math.inf, init=False)
+    """It ends by itself when it has spent as much as so many plans with all samples."""
     limit: float = field(default=math.inf, init=False)
     """How many plans with all samples can still be afforded."""
 
@@ -87,6 +95,19 @@ class Strategy(ABC):
                 plans.append(plan)
                 known.add(plan)
                 failures = 0
+
+
+def hopeful(losses: Mapping[Plan, float], errors: Mapping[Plan, float]) -> list[Plan]:
+    """The plans that are not :data:`ENOUGH` standard errors behind the best, best first.
+
+    Args:
+        losses: lower is better; infinity for those that failed, which are left out.
+        errors: the standard error of each plan's difference from the best; a plan without one is not ruled out.
+    """
+    best = min(losses.values(), default=math.inf)
+    good = [plan for plan, loss in losses.items() if loss < math.inf]
+    far = {plan for plan in good if losses[plan] - best > ENOUGH * errors.get(plan, math.inf)}
+    return sorted((plan for plan in good if plan not in far), key=lambda plan: losses[plan])
 
 
 def build(name: str, space: SearchSpace, starts: Sequence[Plan], seed: int, options: Mapping[str, Any]) -> Strategy:
