@@ -369,7 +369,7 @@ BAD_COMMANDS = {
     "rising steps": ("{evaluate} rising.json", "steps[1].t = 20 is not below steps[0].t = 15"),
     "unknown key": ("{evaluate} key.json", "did you mean 'origin'"),
     "beyond the schedule": ("{evaluate} far.json", "t = 600 lies outside the time steps of small, 0 to 99"),
-    "layers": ("{evaluate} layers.json", "layers [2] cannot be left out"),
+    "layers": ("{evaluate} layers.json", "network of small is a function"),
     "unknown metric": ("{evaluate} uniform:3 --metric fid,kdi", "did you mean 'kid'"),
     "no metric": ("{evaluate} uniform:3 --metric ,", "no metric is named"),
     "too few": ("{evaluate} uniform:3 --metric recall --samples 2", "give 4 or more"),
@@ -391,6 +391,7 @@ BAD_COMMANDS = {
     "not npz": ("reference cut.npz --model small:model --out ref.npy", "must end in .npz"),
     "cut source": ("reference cut.npz --model small:model --out ref.npz", "is not a complete .npz file"),
     "teacher of nobody": ("reference teacher:5 --out ref.npz", "needs --model"),
+    "layers of a function": ("layers small:model", "network of small is a function"),
     "no run": ("report .", "holds no search"),
     "missing run": ("report none", "none: holds no search"),
 }

@@ -124,7 +124,7 @@ def stretches(plan: Plan, model: Model) -> tuple[Stretch, ...]:
     """The plan as its solver will walk it.
 
     Raises:
-        InputError: an unknown solver or option, or a time outside the model's schedule.
+        InputError: an unknown solver or option, a time outside the model's schedule, or a layer that it does not have.
     """
     solver = build(plan.solver, model.schedule, plan.solver_options)
     moves = solver.moves(plan.times, plan.end)
@@ -138,6 +138,9 @@ def stretches(plan: Plan, model: Model) -> tuple[Stretch, ...]:
             raise InputError(f"t = {tidy(t)} lies outside the time steps of {model.name}, 0 to {last}")
         if not solver.continuous and not t.is_integer():
             raise InputError(f"t = {t} is not whole, and solver {plan.solver} takes the model's own time steps only")
+    skip: frozenset[int] = frozenset().union(*(step.skip for step in plan.steps))
+    if skip:
+        model.check(skip)
     name = f"{plan.solver} {plan.solver_options}"
     return tuple(Stretch(solver, name, move, step.skip) for move, step in zip(moves, plan.steps, strict=True))
 

@@ -12,6 +12,7 @@ import typer
 
 from autodiffusion import __version__
 from autodiffusion.cli.evaluate import evaluate_command
+from autodiffusion.cli.layers import layers_command
 from autodiffusion.cli.plans import plans_command
 from autodiffusion.cli.reference import reference_command
 from autodiffusion.cli.report import report_command
@@ -44,6 +45,7 @@ def _options(
 app.command("search")(search_command)
 app.command("evaluate")(evaluate_command)
 app.command("sample")(sample_command)
+app.command("layers")(layers_command)
 app.command("plans")(plans_command)
 app.command("reference")(reference_command)
 app.command("report")(report_command)

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from autodiffusion.models._load import load
-from autodiffusion.models._model import Layer, Model
+from autodiffusion.models._model import Model
 
-__all__ = ["Layer", "Model", "load"]
+__all__ = ["Model", "load"]

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from autodiffusion.errors import InputError, nearest
+from autodiffusion.layers import Layer, Network, find
 from autodiffusion.schedule import NoiseSchedule
 
 Prediction = Literal["epsilon", "v_prediction", "sample"]
@@ -24,23 +26,6 @@ def generator(seed: int, stream: int, index: int) -> torch.Generator:
     """The random numbers of sample ``index`` alone: the same in any batch, on any device, in any worker."""
     state = np.random.SeedSequence((seed, stream, index)).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A part of a network that a plan may leave out.
-
-    Attributes:
-        number: place in execution order, input to output, from 0.
-        name: the module's path in the network.
-        kind: what it is, e.g. ``resnet`` or ``attention``.
-        macs: multiply-accumulates for one sample.
-    """
-
-    number: int
-    name: str
-    kind: str
-    macs: int
 
 
 @dataclass(eq=False)
@@ -63,6 +48,7 @@ class Model:
         reference: the reference that belongs to it, if it brings one.
         device: where the network runs. Noise is drawn on the CPU whatever the device.
         dtype: of the network's inputs; solvers and metrics keep float32.
+        module: what ``network`` calls where that is a function: the torch module whose layers a plan may leave out.
     """
 
     network: Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -78,7 +64,7 @@ class Model:
     reference: Path | None = None
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
-    layers: Sequence[Layer] = ()
+    module: nn.Module | None = None
 
     def __post_init__(self) -> None:
         if self.prediction not in get_args(Prediction):
@@ -126,12 +112,49 @@ class Model:
         """Finished samples as images: uint8 ``[B, C, H, W]`` on the CPU."""
         return (x.clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8).cpu()
 
-    def without(self, skip: frozenset[int]) -> AbstractContextManager[Any]:
-        """A context in which the layers of these numbers are left out.
+    @cached_property
+    def _parts(self) -> Network:
+        """What the network consists of, seen in one prediction for one sample in the middle of the schedule."""
+        whole = self.network if self.module is None and isinstance(self.network, nn.Module) else self.module
+        x, labels = self.noise([0], seed=0), self.condition([0], seed=0)
+        return find(whole, lambda: self._epsilon(x, (len(self.schedule) - 1) // 2, labels))
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """What a plan may leave out, in execution order; none where no layer rule knows a block of the network."""
+        return self._parts.layers
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of a prediction for one sample; a guided one counts once."""
+        return self._parts.macs
+
+    def check(self, skip: frozenset[int]) -> None:
+        """Raises :class:`InputError` unless the network has layers, and those of these numbers."""
+        if not self.layers:
+            whole = isinstance(self.network, nn.Module) or self.module is not None
+            known = (
+                "has no layer that is known; register a rule for its blocks (autodiffusion.layers.register)"
+                if whole
+                else "is a function; name the torch module that it calls (Model(..., module=...)) to leave out layers"
+            )
+            raise InputError(f"network of {self.name} {known}")
+        last = len(self.layers) - 1
+        wrong = min((number for number in skip if not 0 <= number <= last), default=None)
+        if wrong is not None:
+            raise InputError(f"layer {wrong} does not exist; {self.name} has layers 0 to {last}")
+
+    def without(self, skip: frozenset[int]) -> AbstractContextManager[None]:
+        """A context in which the layers of these numbers are left out of every prediction, of this model alone.
+
+        Contexts may lie within one another; then the layers of all of them are left out. Models that share their
+        ``module`` share what is left out of it. A network that is compiled is compiled once for each set, up to torch's
+        ``torch._dynamo.config.recompile_limit``, beyond which it runs uncompiled.
 
         Raises:
             InputError: the network has no layer of such a number.
         """
-        if skip:
-            raise InputError(f"{self.name}: layers {sorted(skip)} cannot be left out; none of this model's can yet")
-        return nullcontext()
+        if not skip:
+            return nullcontext()
+        self.check(skip)
+        return self._parts.without(skip)

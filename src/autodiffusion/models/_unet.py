@@ -100,6 +100,7 @@ def load_unet(
         name=name,
         device=device,
         dtype=dtype,
+        module=unet,
     )
 
 
