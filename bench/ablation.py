@@ -43,7 +43,7 @@ class NoRacing(Ladder):
 class NoRefining(Ladder):
     """Ends when it has explored."""
 
-    def _refine(self, last: float) -> Asking:
+    def _refine(self) -> Asking:
         yield from ()
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from autodiffusion import Model, NoiseSchedule
+from autodiffusion.layers import register
 
 SHAPE = (1, 4, 4)
 WIDTH = 0.15
@@ -79,3 +80,44 @@ def real(count: int, seed: int = 0) -> Tensor:
     centres = images().numpy()
     drawn = centres[rng.integers(len(centres), size=count)] + WIDTH * rng.normal(size=(count, *SHAPE))
     return torch.from_numpy(np.clip(drawn * 127.5 + 127.5, 0, 255).round().astype(np.uint8))
+
+
+class Shift(nn.Module):
+    """Adds ``offset`` to its input, by a branch that costs 32 ``width`` multiply-accumulates a sample."""
+
+    def __init__(self, width: int, offset: float) -> None:
+        super().__init__()
+        draw = np.random.default_rng(width).normal(size=(16, width)).astype(np.float32)
+        self.down = nn.Parameter(torch.from_numpy(draw), requires_grad=False)
+        self.up = nn.Parameter(torch.zeros(width, 16), requires_grad=False)
+        self.offset = offset
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + (x.flatten(1) @ self.down @ self.up).view_as(x) + self.offset
+
+
+register(Shift, "shift", lambda module, x: x)
+
+OFFSETS, WIDTHS = (0.0, 0.4, 0.0, 0.8, 0.0), (16, 8, 8, 4, 4)
+"""Of the layers of :func:`layered_model`: the first, third and last do nothing, the fourth matters most."""
+
+
+class Shifts(nn.Module):
+    """Takes the sum of the offsets away and lets the layers add it again, so that whole it changes nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shifts = nn.ModuleList(Shift(width, offset) for width, offset in zip(WIDTHS, OFFSETS, strict=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x - sum(OFFSETS)
+        for shift in self.shifts:
+            x = shift(x)
+        return x
+
+
+def layered_model() -> Model:
+    """The exact model behind five layers that may be left out."""
+    exact, shifts = model(), Shifts()
+    options = {"features": "small:features", "name": "layered", "module": shifts}
+    return Model(lambda x, t, label: exact.network(shifts(x), t, label), exact.schedule, SHAPE, **options)

@@ -119,6 +119,17 @@ def test_origin_is_not_identity(plan: Plan, origin: dict[str, Any]) -> None:
     assert (other, hash(other), other.digest) == (plan, hash(plan), plan.digest)
 
 
+@pytest.mark.parametrize("origin", ['{"value": NaN}', '{"a": [1, {"b": -Infinity}]}', '{"value": 1e999}'])
+def test_origins_are_plain_json(origin: str) -> None:
+    text = json.dumps(Plan.of("ddim", [5.0]).model_dump(mode="json")).replace('"origin": {}', f'"origin": {origin}')
+    with pytest.raises(
+        InputError, match=r"^plan.json: origin: is not JSON with finite numbers .*; mend it or leave it"
+    ):
+        Plan.from_json(text, "plan.json")
+    found = Plan.from_json(text.replace(origin, '{"a": [1, null, "x", {"b": 2.5}]}')).origin
+    assert found == {"a": [1, None, "x", {"b": 2.5}]}
+
+
 def test_equal_numbers_are_equal() -> None:
     whole = Plan.from_json('{"solver": "ddim", "steps": [{"t": 926}], "end": 3, "solver_options": {"eta": 1}}')
     point = Plan.from_json('{"solver": "ddim", "steps": [{"t": 926.0}], "end": 3.0, "solver_options": {"eta": 1.0}}')

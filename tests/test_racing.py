@@ -17,17 +17,20 @@ from autodiffusion import Evaluator, Model, Plan
 from autodiffusion.features import Features
 from autodiffusion.features import load as load_features
 from autodiffusion.metrics import Metric, build
-from autodiffusion.racing import Lap, Race, counts
+from autodiffusion.racing import Anchor, Lap, Race, counts
 from autodiffusion.reference import Reference
 from autodiffusion.sampling import nfe
+from autodiffusion.strategies import RUNGS, WIDER
 
 SEED = 5
 PLENTY = 2**30
+TWICE = (2.0,)
+"""One further rung."""
 EXTRACTOR = load_features("small:features")
 REFERENCE = Reference.of(EXTRACTOR(small.real(600)), None)
 
-Round: TypeAlias = tuple[list[Plan], int, Plan | None]
-"""What a race is asked: plans, samples, anchor."""
+Round: TypeAlias = tuple[list[Plan], int, Anchor | None]
+"""What a race is asked: plans, samples, anchor and how many samples that has."""
 
 
 def ddim(*times: float) -> Plan:
@@ -50,12 +53,15 @@ class Run:
     def __init__(self, samples: int = 40, limit: int = 0, name: str = "fid", **options: Any) -> None:
         model = options.pop("model", None) or small.model()
         self.evaluator = Evaluator(model, EXTRACTOR, options.pop("batch_size", 16))
-        self.race = Race(self.evaluator, metric(name), samples, options.pop("seed", SEED), limit)
+        self.race = Race(
+            self.evaluator, metric(name), samples, options.pop("seed", SEED), limit, options.pop("wider", ())
+        )
+        assert not options
 
-    def lap(self, plans: list[Plan], samples: int, anchor: Plan | None = None) -> Lap:
+    def lap(self, plans: list[Plan], samples: int, anchor: Anchor | None = None) -> Lap:
         return self.race.lap(plans, samples, anchor)
 
-    def spent(self, plans: list[Plan], samples: int, anchor: Plan | None = None) -> tuple[Lap, int]:
+    def spent(self, plans: list[Plan], samples: int, anchor: Anchor | None = None) -> tuple[Lap, int]:
         before = self.evaluator.cost.evaluations
         return self.lap(plans, samples, anchor), self.evaluator.cost.evaluations - before
 
@@ -66,9 +72,11 @@ def rounds(draw: st.DrawFn, least: int = 1) -> list[Round]:
     times = st.permutations([10.0, 20.0, 40.0, 60.0, 80.0, 95.0]).map(lambda some: sorted(some[:3])[::-1])
     plans = draw(st.lists(times.map(lambda some: ddim(*some)), min_size=6, max_size=6))
     made = []
+    rungs = counts(40, wider=TWICE)
     for _ in range(draw(st.integers(least, 4))):
-        samples = draw(st.sampled_from(counts(40)))
-        anchor = draw(st.sampled_from([None, *plans])) if samples < 40 else None
+        samples = draw(st.sampled_from(rungs))
+        plan = draw(st.sampled_from([None, *plans]))
+        anchor = None if plan is None else (plan, draw(st.sampled_from([n for n in rungs if n >= samples])))
         made.append((draw(st.lists(st.sampled_from(plans), min_size=1, max_size=5)), samples, anchor))
     return made
 
@@ -105,14 +113,22 @@ def test_counts_rise_to_all_samples(samples: int, minimum: int) -> None:
 
 
 @pytest.mark.parametrize("samples", [9, 30, 50, 110, 120, 1000])
-def test_a_share_stands_for_the_next_rung(samples: int) -> None:
-    race = Run(samples).race
+@pytest.mark.parametrize("wider", [(), WIDER])
+def test_a_share_stands_for_the_next_rung(samples: int, wider: tuple[float, ...]) -> None:
+    race = Run(samples, wider=wider).race
     assert [race.samples(share) for share in RUNGS] == [
         min(count for count in race.counts if count >= Fraction(str(share)) * samples) for share in RUNGS
     ]
     assert race.samples(0.3) == race.samples(0.5)
     assert race.samples(1e-6) == race.counts[0]
     assert race.samples(0.999) == race.samples(1) == samples
+    assert [race.samples(share) for share in wider] == [share * samples for share in wider]
+    assert race.counts[-1] == (4 if wider else 1) * samples
+
+
+@given(st.integers(1, 10_000), st.integers(2, 30))
+def test_wider_rungs_come_after_all_the_others(samples: int, minimum: int) -> None:
+    assert counts(samples, minimum, WIDER) == [*counts(samples, minimum), 2 * samples, 4 * samples]
 
 
 def test_metrics_get_more_samples_than_the_fewest_that_they_need() -> None:
@@ -140,13 +156,29 @@ def test_scores_are_those_of_evaluate() -> None:
             assert (found.samples, found.problem) == (samples, None)
 
 
+def test_scores_of_wider_rungs_are_those_of_so_many_samples() -> None:
+    """At once or rung by rung, they are what an evaluation of as many samples gives, as if there were no rungs."""
+    plans = [A, B, C]
+    at_once, climbing = Run(wider=WIDER), Run(wider=WIDER, limit=PLENTY)
+    for samples in (40, 80, 160):
+        plain = Evaluator(small.model(), EXTRACTOR).scores(plans, metric(), samples, SEED)
+        for run in (at_once, climbing) if samples == 160 else (climbing,):
+            lap = run.lap(plans, samples)
+            assert [score.value for score in lap.scores] == pytest.approx([score.value for score in plain], rel=1e-4)
+            assert {(score.samples, score.problem) for score in lap.scores} == {(samples, None)}
+            assert min(lap.errors) == 0 < max(lap.errors)
+    # B and C have their first two steps in common
+    assert climbing.evaluator.cost.evaluations == at_once.evaluator.cost.evaluations == (3 + 3 + 1) * 160
+
+
+@pytest.mark.parametrize("held", [40, 80])
 @pytest.mark.parametrize("name", ["fid", "kid", "inception_score"])
-def test_scores_with_an_anchor_are_differences_from_it(name: str) -> None:
-    run, plain = Run(limit=PLENTY, name=name), Evaluator(small.model(), EXTRACTOR)
-    [base] = plain.features([C], 40, SEED)
+def test_scores_with_an_anchor_are_differences_from_it(name: str, held: int) -> None:
+    run, plain = Run(limit=PLENTY, name=name, wider=TWICE), Evaluator(small.model(), EXTRACTOR)
+    [base] = plain.features([C], held, SEED)
     assert isinstance(base, Features)
-    for samples in (8, 20, 40):
-        lap = run.lap([A, B, C], samples, C)
+    for samples in (8, 20, 40, held):
+        lap = run.lap([A, B, C], samples, (C, held))
         for found, features in zip(lap.scores, plain.features([A, B, C], samples, SEED), strict=True):
             assert isinstance(features, Features)
             judge = metric(name)
@@ -159,13 +191,13 @@ def test_scores_with_an_anchor_are_differences_from_it(name: str) -> None:
 
 def test_an_anchor_that_is_broken_is_no_anchor() -> None:
     run = Run(model=small.broken_model())
-    found = run.lap([B, C], 20, BROKEN)
+    found = run.lap([B, C], 20, (BROKEN, 40))
     assert found == Run().lap([B, C], 20)
 
 
 @pytest.mark.parametrize(("name", "sign"), [("fid", 1), ("inception_score", -1)])
 def test_plans_that_break_are_worst_and_have_no_error(name: str, sign: int) -> None:
-    lap = Run(name=name, model=small.broken_model()).lap([A, B, BROKEN, C], 20, B)
+    lap = Run(name=name, model=small.broken_model()).lap([A, B, BROKEN, C], 20, (B, 40))
     assert [lap.scores[i].value for i in (0, 2)] == [sign * math.inf] * 2
     assert np.isnan(lap.errors).tolist() == [True, False, True, False]
     assert min(lap.errors[1], lap.errors[3]) == 0 < max(lap.errors[1], lap.errors[3])
@@ -208,43 +240,46 @@ def test_errors_are_how_far_differences_move_from_noise_to_noise(name: str) -> N
 @settings(max_examples=12, deadline=None)
 @given(rounds(), st.sampled_from([0, 2000, PLENTY]))
 def test_a_round_costs_at_most_its_price(asked: list[Round], limit: int) -> None:
-    run = Run(limit=limit)
+    run = Run(limit=limit, wider=TWICE)
     for plans, samples, anchor in asked:
-        price = run.race.price(plans, samples, anchor, 3)
+        price = run.race.price(plans, samples, anchor, lambda plan: 3)
         _, spent = run.spent(plans, samples, anchor)
         assert spent <= price
-    assert run.race.price(plans, samples, anchor, 3) == 0
+    assert run.race.price(plans, samples, anchor, lambda plan: 3) == 0
     assert run.spent(plans, samples, anchor)[1] == 0
 
 
 def test_prices_are_exact_where_nothing_begins_alike() -> None:
-    run, other = Run(), ddim(95, 30, 2)
+    run, other = Run(wider=WIDER), ddim(95, 30, 2)
     for plans, samples, anchor, fresh in [
         ([A, B], 8, None, 8 + 8),
         ([A, B, A], 20, None, 12 + 12),
         ([A], 8, None, 0),
-        ([A, other], 20, B, 20 + 40),  # B was forgotten
-        ([A, B], 40, B, 20),
+        ([A, other], 20, (B, 40), 20 + 40),  # B was forgotten
+        ([A, B], 40, (B, 40), 20),
+        ([A, B], 80, None, 40 + 40),  # a wider rung adds to what is there
+        ([other], 40, (A, 80), 40),
+        ([B], 8, (A, 160), 8 + 80),
     ]:
-        assert run.race.price(plans, samples, anchor, 3) == 3 * fresh
+        assert run.race.price(plans, samples, anchor, lambda plan: 3) == 3 * fresh
         assert run.spent(plans, samples, anchor)[1] == 3 * fresh
 
 
 @pytest.mark.parametrize("solver", ["plms", "dpm_solver"])
 def test_prices_count_every_evaluation_of_a_solver(solver: str) -> None:
     run, plan = Run(), Plan.of(solver, [80.0, 50.0, 20.0])
-    assert run.race.price([plan], 20, None, nfe(plan, run.evaluator.model)) == run.spent([plan], 20)[1]
+    assert run.race.price([plan], 20, None, lambda plan: nfe(plan, run.evaluator.model)) == run.spent([plan], 20)[1]
 
 
 def test_an_anchor_of_a_round_with_all_samples_is_paid_for() -> None:
     run = Run()
-    run.lap([A], 40, B)
-    price = run.race.price([C], 8, B, 3)
-    assert run.spent([C], 8, B)[1] <= price
+    run.lap([A], 40, (B, 40))
+    price = run.race.price([C], 8, (B, 40), lambda plan: 3)
+    assert run.spent([C], 8, (B, 40))[1] <= price
 
 
 def test_states_that_are_kept_save_work_and_change_nothing() -> None:
-    asked: list[Round] = [([B], 20, None), ([C], 20, None), ([ddim(60, 40, 2), A], 40, C)]
+    asked: list[Round] = [([B], 20, None), ([C], 20, None), ([ddim(60, 40, 2), A], 40, (C, 40))]
     without, with_states = Run(), Run(limit=PLENTY)
     for number, one in enumerate(asked):
         (first, dear), (second, cheap) = without.spent(*one), with_states.spent(*one)
@@ -257,7 +292,7 @@ def test_states_that_are_kept_save_work_and_change_nothing() -> None:
 def test_ticks_are_the_evaluations() -> None:
     run, ticks = Run(limit=PLENTY), []
     run.race.lap([A, B], 8, None, ticks.append)
-    run.race.lap([B, C], 20, A, ticks.append)
+    run.race.lap([B, C], 20, (A, 40), ticks.append)
     assert sum(ticks) == run.evaluator.cost.evaluations
 
 
@@ -271,14 +306,14 @@ def interrupted(asked: list[Round], **options: Any) -> tuple[tuple[Lap, int], tu
         whole.lap(*one)
         resumed.race.skip(*one)
     assert resumed.evaluator.cost.evaluations == 0
-    assert resumed.race.price(*asked[-1], 3) == whole.race.price(*asked[-1], 3)
+    assert resumed.race.price(*asked[-1], lambda plan: 3) == whole.race.price(*asked[-1], lambda plan: 3)
     return whole.spent(*asked[-1]), resumed.spent(*asked[-1])
 
 
 @settings(max_examples=12, deadline=None)
 @given(rounds(2))
 def test_after_skipped_rounds_a_race_goes_on_as_if_it_had_run(asked: list[Round]) -> None:
-    whole, resumed = interrupted(asked)
+    whole, resumed = interrupted(asked, wider=TWICE)
     assert whole[1] == resumed[1]
     assert whole[0].scores == resumed[0].scores
     np.testing.assert_array_equal(whole[0].errors, resumed[0].errors)
@@ -287,7 +322,7 @@ def test_after_skipped_rounds_a_race_goes_on_as_if_it_had_run(asked: list[Round]
 @settings(max_examples=12, deadline=None)
 @given(rounds(2), st.sampled_from([2000, PLENTY]))
 def test_scores_after_skipped_rounds_are_the_same_whatever_is_kept(asked: list[Round], limit: int) -> None:
-    whole, resumed = interrupted(asked, limit=limit)
+    whole, resumed = interrupted(asked, limit=limit, wider=TWICE)
     assert whole[0].scores == resumed[0].scores
 
 
@@ -299,8 +334,8 @@ def test_a_race_that_is_resumed_at_any_round_spends_the_same(limit: int) -> None
         (plans, 8, None),
         (plans[:3], 20, None),
         (plans[:2], 40, None),
-        ([ddim(85, 50, 9), ddim(85, 40, 20)], 8, plans[0]),
-        ([ddim(85, 50, 9)], 40, plans[0]),
+        ([ddim(85, 50, 9), ddim(85, 40, 20)], 8, (plans[0], 40)),
+        ([ddim(85, 50, 9)], 40, (plans[0], 40)),
     ]
     for first, last in itertools.combinations(range(len(asked) + 1), 2):
         whole, resumed = interrupted(asked[first:last], limit=limit)
@@ -319,7 +354,7 @@ def test_a_race_that_is_resumed_at_any_round_spends_the_same(limit: int) -> None
         pytest.param(
             [([A, B], 40, None), ([B], 40, None), ([A], 40, None)], 0, small.broken_model(), id="problems of the gone"
         ),
-        pytest.param([([A], 40, B), ([C], 8, B)], 0, None, id="anchor of a round with all samples"),
+        pytest.param([([A], 40, (B, 40)), ([C], 8, (B, 40))], 0, None, id="anchor of a round with all samples"),
     ],
 )
 def test_what_is_paid_after_skipped_rounds_depends_on_the_round_before_alone(

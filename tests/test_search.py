@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -10,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence, Set
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,20 +19,42 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from small import model as small_model
 from small import real
 from typer.testing import CliRunner
 
 from autodiffusion import InputError, Plan, RunError, Settings
+from autodiffusion.candidates import losses, standings
 from autodiffusion.cli import app
-from autodiffusion.evaluate import Evaluator
-from autodiffusion.loop import Result, search
-from autodiffusion.names import known
+from autodiffusion.evaluate import Evaluator, derive_seed
+from autodiffusion.features import load as load_features
+from autodiffusion.inputs import plan_of
+from autodiffusion.loop import Result, choice, search
+from autodiffusion.metrics import build
+from autodiffusion.names import known, resolve
 from autodiffusion.progress import Quiet
 from autodiffusion.racing import Race
+from autodiffusion.reference import Reference
+from autodiffusion.report import convergence
+from autodiffusion.study import Study, read_events, stored_settings
 
 TESTS = Path(__file__).parent
 LADDER = {"strategy": "ladder", "strategy_options": {}}
 """The default preset's strategy."""
+WIDE = {
+    "strategy": "ladder",
+    "strategy_options": {
+        "explorations": 1,
+        "children": 4,
+        "elite": 2,
+        "family": False,
+        "step": 0.05,
+        "smallest_step": 0.04,
+    },
+}
+"""A short one that goes on with twice and four times the samples."""
 FEW = {"population": 6, "generations": 4, "parents": 3, "mutations": 3, "crossovers": 2}
 Search = Callable[..., Result]
 
@@ -131,6 +154,8 @@ def test_a_search_ends_in_a_plan(run: Search, tmp_path: Path, given: dict[str, A
 
 def test_all_strategies_are_searched_with(run: Search, tmp_path: Path) -> None:
     for name in known("strategies"):
+        if name == "prune":  # searches with layers only
+            continue
         result = run(name, strategy=name, strategy_options={}, preset="paper", samples=4, confirm_samples=8, budget=300)
         assert 0 < result.search_cost.evaluations <= 300
 
@@ -139,23 +164,28 @@ def test_all_strategies_are_searched_with(run: Search, tmp_path: Path) -> None:
 def test_the_default_strategy(run: Search, tmp_path: Path, given: dict[str, Any]) -> None:
     result = run(**LADDER | given)
     scored = events(tmp_path / "run")
-    digests: set[str] = set()
+    full: dict[str, int] = {}
+    whole = 48
     for event in scored:
         samples, anchor = event["samples"], event["anchor"]
-        assert samples in (8, 10, 24, 48)
-        # measured from a plan that was scored with all samples before, where it is not scored so itself
-        assert anchor is None or (samples < 48 and anchor in digests)
+        assert samples in (8, 10, 24, 48, 96, 192)
+        # measured from a plan whose own score stands on as many samples as the best have, and more than this one
+        assert anchor is None or samples < full[anchor] == whole
         for score in event["scores"]:
             digest = Plan.model_validate(score["plan"]).digest
             assert (score["error"] is None) == (score["value"] is None) == (score["problem"] is not None)
             assert score["error"] is None or score["error"] >= 0
-            if samples == 48 and score["value"] is not None:
-                digests.add(digest)
+            if samples >= 48 and anchor is None and score["value"] is not None:
+                full[digest] = whole = samples
         errors = [score["error"] for score in event["scores"] if score["error"] is not None]
         assert not errors or min(errors) == 0  # the best's, from itself
-    assert result.plan.digest in digests
-    assert result.search_cost.evaluations <= given.get("budget", math.inf)
-    assert {event["samples"] for event in scored} == {8, 10, 24, 48}
+    # the best of the named grids is among the finalists, scored in the search or not
+    named = {Plan.model_validate(row["plan"]).digest for row in result.rows if row["name"] != "found"}
+    assert result.plan.digest in full.keys() | named
+    price = given.get("steps", 3) * 48
+    assert result.search_cost.evaluations <= given.get("budget", 100 * price)
+    assert {event["samples"] for event in scored} >= {8, 10, 24, 48}
+    assert (whole > 48) == ("budget" not in given)  # it goes on with more samples when it can
 
 
 def test_the_papers_preset(run: Search, tmp_path: Path) -> None:
@@ -217,6 +247,44 @@ def test_the_budget_is_used_and_never_exceeded(run: Search, tmp_path: Path, budg
     assert progress.phases["search"] == [spent.evaluations, min(budget, 24 * price)]
     done, estimate = progress.phases["confirm"]
     assert done == result.confirm_cost.evaluations <= estimate
+
+
+@pytest.mark.parametrize("budget", [7000, 9001, 11_500])
+def test_the_budget_is_kept_with_more_samples_too(run: Search, tmp_path: Path, budget: int) -> None:
+    progress = Counting()
+    spent = run(**WIDE, budget=budget, progress=progress).search_cost.evaluations
+    assert spent <= budget
+    assert progress.phases["search"][0] == spent == sum(event["evaluations"] for event in events(tmp_path / "run"))
+    assert budget - spent < 3 * 192  # not enough for another plan in full
+    assert max(event["samples"] for event in events(tmp_path / "run")) > 48
+
+
+def test_estimates_on_more_samples_are_no_full_scores(run: Search, tmp_path: Path) -> None:
+    """Differences from a plan of more samples may stand on as many samples as a full score, but are none."""
+    run(**WIDE)
+    folder = tmp_path / "run"
+    kinds: dict[bool, dict[Plan, float]] = {False: {}, True: {}}
+    own: dict[Plan, tuple[int, float]] = {}
+    for event in events(folder):
+        for score in event["scores"]:
+            plan, estimated = Plan.model_validate(score["plan"]), event["anchor"] is not None
+            if event["samples"] == 48:
+                kinds[estimated][plan] = score["value"]
+            if not estimated:
+                own[plan] = (event["samples"], score["value"])
+    assert len(kinds[True].keys() - kinds[False].keys()) > 3
+    metric = resolve("metrics", "fid")
+    with Study(folder, stored_settings(folder)) as study:
+        assert losses(study, metric) == kinds[False]
+        ranked = standings(study, metric)
+    assert ranked == own
+    assert list(ranked.values()) == sorted(own.values(), key=lambda score: (-score[0], score[1]))
+    assert {samples for samples, _ in ranked.values()} >= {48, 96, 192}
+    drawing = convergence(read_events(folder / "study.jsonl"), "fid", 48)
+    assert drawing is not None
+    drawn = sorted(map(float, np.asarray(drawing.axes[0].get_lines()[0].get_ydata())))
+    full = [event for event in events(folder) if event["samples"] == 48 and event["anchor"] is None]
+    assert drawn == sorted(score["value"] for event in full for score in event["scores"])
 
 
 def test_costs_of_a_teachers_reference_are_not_the_searchs(run: Search) -> None:
@@ -290,20 +358,25 @@ def test_candidates_share_noise_unless_it_is_fresh(
 
     begin = Race.__init__
 
-    def watched_race(self: Race, evaluator: Any, metric: Any, samples: int, seed: int, limit: int) -> None:
+    def watched_race(self: Race, evaluator: Any, metric: Any, samples: int, seed: int, *rest: Any) -> None:
         seeds.append(seed)
-        begin(self, evaluator, metric, samples, seed, limit)
+        begin(self, evaluator, metric, samples, seed, *rest)
 
     monkeypatch.setattr(Evaluator, "scores", watched)
     monkeypatch.setattr(Race, "__init__", watched_race)
     monkeypatch.setattr(Evaluator, "intervals", watched_last)
     run("common", finalists=2)
-    assert len(set(seeds)) == len(seeds) == 2  # one for all candidates, and the finalists meet other noise
+    candidates, *finalists = seeds  # one for all candidates; the named grids and the finalists meet other noise
+    assert len(finalists) == 2
+    assert len(set(finalists)) == 1
+    assert candidates not in finalists
     assert len(set(final)) == 1  # all rows of the table the same, which is other noise again
     assert set(final).isdisjoint(seeds)
     seeds.clear()
     run("fresh", noise="fresh", finalists=2)
-    assert len(seeds) == len(set(seeds)) == 24 + 1
+    assert len(seeds) == 24 + 2
+    assert seeds[-1] == seeds[-2]
+    assert len(set(seeds)) == 24 + 1
 
 
 # what it finds
@@ -329,6 +402,83 @@ def test_the_found_plan_is_better_than_uniform_steps(run: Search, many_real_imag
     rows = {row["name"]: row["scores"]["fid"] for row in result.rows}
     assert rows["found"]["value"] < 0.7 * rows["uniform"]["value"]
     assert rows["found"]["high"] < rows["uniform"]["low"]
+
+
+@pytest.mark.parametrize(("steps", "finalists"), [(1, 4), (3, 4), (3, 1)])
+def test_the_best_named_grid_is_that_of_the_finalists_noise(
+    run: Search, tmp_path: Path, real_images: Path, steps: int, finalists: int
+) -> None:
+    names = ["uniform", "quadratic", "trailing", "karras"]
+    result = run(steps=steps, starts=names, finalists=finalists, confirm_samples=400, budget=2000)
+    model = small_model()
+    plans = {name: plan_of(f"{name}:{steps}", model, "ddim", {"clip": True}) for name in names}
+    reference = Reference.of(load_features("small:features")(real(600)), None)
+    judge = build("fid", reference)
+    evaluator = Evaluator(model, load_features("small:features"))
+    scores = evaluator.scores(list(plans.values()), judge, 400, derive_seed(0, "finalists"))
+    best = min(zip(names, scores, strict=True), key=lambda pair: pair[1].value)[0]
+    assert [row["name"] for row in result.rows][1:-1] == ([] if best == "uniform" else [f"{best} (best grid)"])
+    [confirmed] = events(tmp_path / "run", "confirm")
+    # what is found is compared with it, unless the best of the search is the result without a second look
+    assert (plans[best].digest in confirmed["finalists"]) == (finalists > 1)
+    assert result.plan.digest in confirmed["finalists"]
+
+
+# which are compared again
+
+TIMES = st.lists(st.sampled_from([5.0, 10.0, 14.0, 30.0, 35.0, 60.0, 62.0, 90.0]), min_size=1, max_size=3, unique=True)
+LEFT_OUT = st.lists(st.frozensets(st.integers(0, 5), max_size=6), min_size=3, max_size=3)
+
+
+def planned(times: Sequence[float], skips: Sequence[Set[int]] = (), end: float | None = None) -> Plan:
+    plan = Plan.of("ddim", times, end=end)
+    steps = [step.model_copy(update={"skip": frozenset(skip)}) for step, skip in zip(plan.steps, skips, strict=False)]
+    return plan.model_copy(update={"steps": (*steps, *plan.steps[len(steps) :])})
+
+
+def test_finalists_differ() -> None:
+    """By a twentieth of the time range in one node, by their number of steps, or by a tenth of the layers left out."""
+    best = planned([90, 50, 20])
+    near, moved = planned([94.9, 45.1, 15.1]), planned([90, 50, 15])
+    assert choice([best, near, moved], 4, 100) == [best, moved]
+    assert choice([near, best, moved], 4, 100) == [
+        near
+    ]  # compared with those that are chosen, of which it is the first
+    far = planned([70, 50, 20])
+    assert choice([best, far, near, moved], 4, 100) == [best, far, moved]  # with all of them, not the last alone
+    assert choice([best, near, moved], 1, 100) == [best]
+    assert choice([best, near, moved], 4, 98) == [best, near, moved]
+    fewer = planned([90, 50])
+    assert choice([best, fewer, moved], 2, 100) == [best, fewer]
+    assert choice([planned([90, 50], end=e) for e in (0, 4.9, 5)], 3, 100) == [
+        planned([90, 50], end=0),
+        planned([90, 50], end=5),
+    ]
+    pairs = [{0, 1, 2, 3, 4}, {0, 1, 2, 3, 4}, set()]  # ten are left out
+    one_more, two_more = [*pairs[:2], {3}], [*pairs[:2], {3, 4}]
+    thin, thinner, thinnest = (planned([90, 50, 20], skips) for skips in (pairs, one_more, two_more))
+    assert choice([thin, thinner, thinnest], 4, 100) == [thin, thinnest]
+    assert choice([best, thin], 4, 100) == [best, thin]
+
+
+@given(st.lists(st.builds(planned, TIMES.map(lambda t: sorted(t)[::-1]), LEFT_OUT), max_size=12), st.integers(1, 5))
+def test_finalists_are_the_first_that_differ(ranked: list[Plan], count: int) -> None:
+    def near(one: Plan, other: Plan) -> bool:
+        if len(one.steps) != len(other.steps):
+            return False
+        moves = [abs(a - b) for a, b in zip(one.times, other.times, strict=True)]
+        changed = sum(len(a.skip ^ b.skip) for a, b in zip(one.steps, other.steps, strict=True))
+        most = max(sum(len(step.skip) for step in plan.steps) for plan in (one, other))
+        return max(moves) < 5 and 10 * changed <= most
+
+    chosen = choice(ranked, count, 100)
+    assert len(chosen) <= count
+    assert not any(near(one, other) for one, other in itertools.combinations(chosen, 2))
+    places = [ranked.index(plan) for plan in chosen]
+    assert places == sorted(places)
+    for place, plan in enumerate(ranked):  # what is not chosen comes too late or is near one that is and comes before
+        before = [ranked[other] for other in places if other < place]
+        assert plan in chosen or len(before) == count or any(near(plan, other) for other in before)
 
 
 @pytest.mark.parametrize("metric", ["fid", "kid", "kl"])
@@ -430,10 +580,10 @@ def test_another_search_is_refused(run: Search, tmp_path: Path) -> None:
 VARIANTS = {
     "common": {},
     "budget": {"budget": 1500},
-    "ladder": LADDER,
-    "ladder, budget": LADDER | {"budget": 4000},
-    "ladder, some fail": LADDER | {"model": "small:broken_model"},
-    "ladder, fresh": LADDER | {"noise": "fresh", "budget": 6000},
+    "ladder": WIDE | {"steps": 2},
+    "ladder, budget": LADDER | {"budget": 3000},
+    "ladder, some fail": WIDE | {"model": "small:broken_model", "steps": 2},
+    "ladder, fresh": LADDER | {"noise": "fresh", "budget": 3000},
     "budget, fresh": {"budget": 1500, "noise": "fresh"},
     "fresh": {"noise": "fresh", "strategy_options": FEW | {"generations": 2}},
 }
@@ -445,7 +595,7 @@ def test_cut_off_anywhere_it_goes_on_as_if_nothing_had_been(run: Search, tmp_pat
     run("whole", **given)
     whole, ledger = tmp_path / "whole", (tmp_path / "whole" / "study.jsonl").read_bytes()
     ends = [i + 1 for i, byte in enumerate(ledger) if byte == ord("\n")]
-    cuts = [0, *ends[:: max(1, len(ends) // 5)], len(ledger)]  # after whole lines
+    cuts = [0, *ends[:: max(1, len(ends) // 3)], len(ledger)]  # after whole lines
     torn = [end + offset for end, offset in zip(cuts[1:-1], (1, 40, 200, -1), strict=False)]
     for number, cut in enumerate(cuts + torn):
         folder = tmp_path / f"cut {number}"
@@ -460,6 +610,23 @@ def test_cut_off_anywhere_it_goes_on_as_if_nothing_had_been(run: Search, tmp_pat
         assert files(folder) == files(whole)
 
 
+def test_cut_off_among_scores_of_more_samples_it_goes_on_as_if_nothing_had_been(run: Search, tmp_path: Path) -> None:
+    given = WIDE | {"budget": 11_000}
+    result = run("whole", **given)
+    lines = (tmp_path / "whole" / "study.jsonl").read_bytes().splitlines(keepends=True)
+    wide = [i for i, event in enumerate(map(json.loads, lines)) if event.get("samples", 0) > 48]
+    assert len(wide) > 3
+    anchored = next(i for i in range(wide[0], len(lines)) if json.loads(lines[i])["anchor"])
+    # before the first of them, after it, after the first difference from it, and before the last
+    for cut in (wide[0], wide[0] + 1, anchored + 1, wide[-1]):
+        folder, progress = tmp_path / f"cut {cut}", Counting()
+        shutil.copytree(tmp_path / "whole", folder)
+        (folder / "plan.json").unlink()
+        (folder / "study.jsonl").write_bytes(b"".join(lines[:cut]))
+        assert run(folder.name, progress=progress, **given) == result
+        assert files(folder) == files(tmp_path / "whole")
+
+
 def test_a_teachers_reference_is_kept(run: Search, tmp_path: Path) -> None:
     run("whole", reference="teacher:20:300")
     whole = files(tmp_path / "whole")
@@ -470,12 +637,12 @@ def test_a_teachers_reference_is_kept(run: Search, tmp_path: Path) -> None:
     assert files(folder) == whole
 
 
-LONG = {"population": 8, "generations": 20, "parents": 3, "mutations": 4, "crossovers": 2}
+LONG = {"population": 8, "generations": 12, "parents": 3, "mutations": 4, "crossovers": 2}
 
 
 @pytest.mark.parametrize(
     ("lines", "given"),
-    [(1, {}), (4, LADDER), (3, {"budget": 20_000}), (5, {"noise": "fresh", "budget": 20_000})],
+    [(1, {}), (4, WIDE), (3, {"budget": 20_000}), (5, {"noise": "fresh", "budget": 20_000})],
     ids=["1 line", "4 lines, ladder", "3 lines, budget", "5 lines, fresh noise, torn"],
 )
 def test_killed_it_goes_on_as_if_nothing_had_been(

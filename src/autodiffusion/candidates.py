@@ -12,14 +12,16 @@ from autodiffusion.job import Job
 from autodiffusion.metrics import KL, Metric
 from autodiffusion.plan import Plan
 from autodiffusion.progress import Quiet
-from autodiffusion.racing import Race
+from autodiffusion.racing import Anchor, Race
 from autodiffusion.sampling import Cost
+from autodiffusion.strategies import WIDER
 from autodiffusion.study import Study
 
 
 def score_candidates(job: Job, metric: Metric | KL, study: Study, progress: Quiet) -> None:
     """Asks, evaluates and tells until the strategy or the budget is done; what the ledger holds is not done again."""
-    settings, strategy, price = job.settings, job.strategy, job.nfe * job.settings.samples
+    settings, strategy = job.settings, job.strategy
+    price = sum(job.evaluations(settings.steps)) * settings.samples
     budget = min(strategy.most * price, settings.budget or math.inf)
     progress.phase("search", int(min(strategy.planned * price, budget)))
     race = _race(job, metric)
@@ -29,10 +31,10 @@ def score_candidates(job: Job, metric: Metric | KL, study: Study, progress: Quie
         plans = strategy.ask(left / price)
         if race:
             samples = race.samples(strategy.share)
-            while plans and race.price(plans, samples, strategy.anchor, job.nfe) > left:
+            while plans and race.price(plans, samples, _anchor(race, job), job.nfe) > left:
                 plans.pop()
         else:
-            plans = _affordable(plans, left, price, generation, study)
+            plans = _affordable(plans, left, generation, job, study)
         if not plans:
             return
         if race:
@@ -42,7 +44,7 @@ def score_candidates(job: Job, metric: Metric | KL, study: Study, progress: Quie
         spent += sum(e["evaluations"] for e in study.of_kind("scores") if e["generation"] == generation)
         told = [(plan, _loss(entries[plan], metric)) for plan in plans]
         strategy.tell(told, {plan: e for plan in plans if (e := entries[plan].get("error")) is not None})
-        best = min(losses(study, metric).values(), default=math.inf)
+        best = min((loss for plan, loss in losses(study, metric).items() if job.allows(plan)), default=math.inf)
         if math.isfinite(best):
             progress.note(f"best {settings.metric} in the search {best if metric.better == 'lower' else -best:.4g}")
 
@@ -53,35 +55,41 @@ def _race(job: Job, metric: Metric | KL) -> Race | None:
     if isinstance(metric, KL) or settings.noise == "fresh":
         return None
     seed = derive_seed(settings.seed, "search")
-    return Race(job.evaluator, metric, settings.samples, seed, settings.cache_mb * 2**20)
+    return Race(job.evaluator, metric, settings.samples, seed, settings.cache_mb * 2**20, WIDER)
+
+
+def _anchor(race: Race, job: Job) -> Anchor | None:
+    """The strategy's anchor, with the number of samples that it was scored on."""
+    strategy = job.strategy
+    return None if strategy.anchor is None else (strategy.anchor, race.samples(strategy.whole))
 
 
 def _lap(
     race: Race, plans: list[Plan], samples: int, generation: int, job: Job, study: Study, progress: Quiet
 ) -> dict[Plan, dict[str, Any]]:
     """The entries of a round in the ledger, scored now if they are not there."""
-    anchor = job.strategy.anchor
+    anchor = _anchor(race, job)
     event = next((e for e in study.of_kind("scores") if e["generation"] == generation), None)
     if event:
         race.skip(plans, samples, anchor)
     else:
         before = replace(job.evaluator.cost)
         lap = race.lap(plans, samples, anchor, progress.tick)
-        event = _event(generation, plans, lap.scores, samples, job.evaluator.cost - before)
-        event["anchor"] = anchor.digest if anchor is not None and samples < job.settings.samples else None
+        event = _event(generation, plans, lap.scores, samples, job, job.evaluator.cost - before)
+        event["anchor"] = anchor[0].digest if anchor and samples < anchor[1] else None
         for entry, error in zip(event["scores"], lap.errors, strict=True):
             entry["error"] = error if math.isfinite(error) else None
         study.record(event)
     return {Plan.model_validate(entry["plan"]): entry for entry in event["scores"]}
 
 
-def _affordable(plans: list[Plan], left: float, price: int, generation: int, study: Study) -> list[Plan]:
+def _affordable(plans: list[Plan], left: float, generation: int, job: Job, study: Study) -> list[Plan]:
     """The first of the plans whose scores are known from earlier rounds or can be paid in full."""
     earlier = [event for event in study.of_kind("scores") if event["generation"] < generation]
     known = {Plan.model_validate(entry["plan"]) for event in earlier for entry in event["scores"]}
     kept: list[Plan] = []
     for plan in plans:
-        left -= 0 if plan in known else price
+        left -= 0 if plan in known else job.nfe(plan) * job.settings.samples
         if left < 0:
             break
         kept.append(plan)
@@ -102,14 +110,20 @@ def _each(
         seed = derive_seed(settings.seed, batch[0].digest if fresh else "search")
         before = replace(evaluator.cost)
         scores = evaluator.scores(batch, metric, settings.samples, seed, progress.tick)
-        event = _event(generation, batch, scores, settings.samples, evaluator.cost - before)
+        event = _event(generation, batch, scores, settings.samples, job, evaluator.cost - before)
         study.record(event)
         known |= dict(zip(batch, event["scores"], strict=True))
     return known
 
 
-def _event(generation: int, plans: list[Plan], scores: list[Score], samples: int, spent: Cost) -> dict[str, Any]:
-    """What the ledger keeps of a batch of plans."""
+def _event(
+    generation: int, plans: list[Plan], scores: list[Score], samples: int, job: Job, spent: Cost
+) -> dict[str, Any]:
+    """What the ledger keeps of a batch of plans; with layers also what each costs and whether it may be found."""
+
+    def priced(plan: Plan) -> dict[str, Any]:
+        return {} if job.layers is None else {"cost": job.pricing.plan(plan), "allowed": job.allows(plan)}
+
     return {
         "event": "scores",
         "generation": generation,
@@ -121,6 +135,7 @@ def _event(generation: int, plans: list[Plan], scores: list[Score], samples: int
                 "plan": plan.model_dump(mode="json", exclude={"origin"}),
                 "value": score.value if score.problem is None else None,
                 "problem": score.problem,
+                **priced(plan),
             }
             for plan, score in zip(plans, scores, strict=True)
         ],
@@ -139,7 +154,7 @@ def losses(study: Study, metric: Metric | KL) -> dict[Plan, float]:
     return {
         Plan.model_validate(entry["plan"]): _loss(entry, metric)
         for event in study.of_kind("scores")
-        if event["samples"] == study.settings.samples
+        if event["samples"] == study.settings.samples and event.get("anchor") is None
         for entry in event["scores"]
     }
 

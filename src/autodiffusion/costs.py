@@ -3,12 +3,44 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from autodiffusion.errors import InputError
 from autodiffusion.plan import Plan
+
+Unit: TypeAlias = Literal["layers", "macs", "ms"]
+
+AMOUNT = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*(?:(%)|(layers?)|([kmgt]?)(macs?)|(ms))\s*", re.IGNORECASE)
+FACTORS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
+
+
+@dataclass(frozen=True)
+class MaxCost:
+    """What a plan may cost, as a user says it.
+
+    Attributes:
+        amount: in ``unit``, above 0.
+        unit: ``None`` for a percentage of what whole steps cost in multiply-accumulates.
+    """
+
+    amount: float
+    unit: Unit | None
+
+    @classmethod
+    def parse(cls, text: str, where: str) -> MaxCost:
+        """``60%``, ``232 layers``, ``1.5 GMACs`` (k, M, G or T) or ``35 ms``.
+
+        Raises:
+            InputError: beginning with ``where``; it is none of these, or not above 0.
+        """
+        found = AMOUNT.fullmatch(text)
+        if not found or not 0 < float(found[1]) < math.inf:
+            raise InputError(f"{where} '{text}' is not a cost; give one such as 60%, 232 layers, 1.5 GMACs or 35 ms")
+        unit: Unit | None = None if found[2] else "layers" if found[3] else "macs" if found[5] else "ms"
+        return cls(float(found[1]) * FACTORS[(found[4] or "").lower()], unit)
 
 
 @dataclass(frozen=True)
@@ -26,7 +58,7 @@ class Costs:
         InputError: a ``whole`` or ``saved`` outside its range.
     """
 
-    unit: Literal["layers", "macs", "ms"]
+    unit: Unit
     whole: float
     saved: tuple[float, ...]
 
@@ -72,6 +104,20 @@ class Costs:
         """The least that steps with these evaluations can cost, each without up to ``most`` of the layers ``free``."""
         skip = sorted(free, key=lambda layer: -self.saved[layer])[:most]
         return self.total([skip] * len(evaluations), evaluations)
+
+
+def priced(cost: Mapping[str, float]) -> str:
+    """A cost in several units as a table has it: ``232 layers, 1.21 GMACs, 35.2 ms``."""
+    texts = []
+    for unit, value in cost.items():
+        if unit == "macs":
+            prefix = max(
+                (name for name, factor in FACTORS.items() if factor <= value), key=FACTORS.__getitem__, default=""
+            )
+            texts.append(f"{value / FACTORS[prefix]:.3g} {prefix.upper().replace('K', 'k')}MACs")
+        else:
+            texts.append(f"{value:,} {unit}" if unit == "layers" else f"{value:.3g} {unit}")
+    return ", ".join(texts)
 
 
 def check_layers(layers: Collection[int], count: int, where: str) -> None:

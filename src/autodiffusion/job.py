@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import torch
+
+from autodiffusion.costs import Costs
 from autodiffusion.errors import InputError
 from autodiffusion.evaluate import Evaluator
 from autodiffusion.grids import GRIDS
 from autodiffusion.inputs import check_source, find_reference, prepare, teacher_plan
+from autodiffusion.layered import LayeredSpace
 from autodiffusion.metrics import KL, Metric
 from autodiffusion.models import Model, load
 from autodiffusion.names import resolve
 from autodiffusion.plan import Plan
+from autodiffusion.pricing import Pricing, evaluations_of, layered_space, measured, whole_layers
 from autodiffusion.progress import Quiet
 from autodiffusion.reference import Reference
 from autodiffusion.reference import load as load_reference
 from autodiffusion.resample import resample
-from autodiffusion.sampling import nfe
 from autodiffusion.settings import Settings
 from autodiffusion.space import SearchSpace
 from autodiffusion.strategies import Strategy
@@ -34,8 +40,13 @@ class Job:
     Attributes:
         settings: resolved: what was left to the model is filled in.
         reference: what samples are compared with; ``None`` for a teacher's, which is made later.
-        starts: the named grids and plans to begin with, by name or file.
-        nfe: network evaluations for one sample of a candidate.
+        starts: the named grids and plans to begin with, by name or file; with layers also the grids of
+            ``whole_steps``, such as ``uniform:3``.
+        evaluations: network evaluations of each step, by the number of steps.
+        pricing: what plans cost.
+        times: what was measured of the layers' times, if it was.
+        layers: the plans that may be found, where layers are left out.
+        whole_steps: of the named grids that what is found is compared with: as many whole ones as its budget pays for.
     """
 
     settings: Settings
@@ -44,18 +55,25 @@ class Job:
     space: SearchSpace
     starts: dict[str, Plan]
     strategy: Strategy
-    nfe: int
+    evaluations: Callable[[int], tuple[int, ...]]
+    pricing: Pricing
+    times: Costs | None
+    layers: LayeredSpace | None
+    whole_steps: int
 
     @classmethod
-    def of(cls, settings: Settings, model: Model | None = None) -> Job:
+    def of(cls, settings: Settings, model: Model | None = None, times: Costs | None = None) -> Job:
         """The job that ``settings`` describe.
 
         Args:
             model: theirs, where it is loaded already.
+            times: of the model's layers, where they are measured already and ``max_cost`` is counted in them.
 
         Raises:
             InputError: something in them cannot be used.
         """
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
         chosen = settings.model_dump(include={"device", "dtype", "guidance_scale", "classes", "null_class", "schedule"})
         model = model or load(settings.model, **chosen)
         solver = resolve("solvers", settings.solver)
@@ -72,8 +90,8 @@ class Job:
             free_end=free_end,
             gap=settings.gap,
         )
-        evaluations = nfe(space.plan([*range(space.nodes)]), model)  # builds the solver, which checks its options
-        price = evaluations * settings.samples
+        evaluations = evaluations_of(space, model)
+        price = sum(evaluations(settings.steps)) * settings.samples  # builds the solver, which checks its options
         if settings.budget is not None and settings.budget < price:
             raise InputError(
                 f"budget = {settings.budget} is less than one candidate costs, {price} network evaluations"
@@ -83,19 +101,66 @@ class Job:
         _check_samples(settings, evaluator, reference)
         if settings.teacher:
             teacher_plan(model, settings.teacher)
-        starts = {name: _start(name, space, model) for name in settings.starts}
-        strategy = build_strategy(
-            settings.strategy, space, list(starts.values()), settings.seed, settings.strategy_options
-        )
         resolved = {"solver_options": options, "free_end": free_end, "features": evaluator.extractor.name}
-        return cls(settings.model_copy(update=resolved), evaluator, reference, space, starts, strategy, evaluations)
+        times, layers, whole_steps = measured(settings, model, times), None, settings.steps
+        pricing = _pricing(settings, model, times)
+        if settings.layers:
+            layers, whole_steps = layered_space(settings, space, pricing)
+            max_cost = settings.max_cost or whole_layers(pricing, evaluations(settings.steps))
+            resolved |= {"max_cost": max_cost, "min_steps": layers.min_steps, "max_steps": layers.max_steps}
+        starts = {name: _start(name, space, model, layers, settings.seed) for name in settings.starts}
+        if layers is not None and whole_steps != settings.steps and whole_steps in layers.counts:
+            grids = [name for name in settings.starts if name in GRIDS]
+            starts |= {
+                f"{name}:{whole_steps}": layers.spaces[whole_steps].named(name, model.schedule) for name in grids
+            }
+        given = list(starts.values())
+        strategy = build_strategy(settings.strategy, space, given, settings.seed, settings.strategy_options, layers)
+        settings = settings.model_copy(update=resolved)
+        return cls(
+            settings, evaluator, reference, space, starts, strategy, evaluations, pricing, times, layers, whole_steps
+        )
+
+    def nfe(self, plan: Plan) -> int:
+        """Network evaluations for one sample of a plan of the job's solver."""
+        return sum(self.evaluations(len(plan.steps)))
+
+    def allows(self, plan: Plan) -> bool:
+        """Whether what is found may be this plan; a whole-network start or candidate may cost too much."""
+        space = self.layers
+        if space is None:
+            return True
+        return space.min_steps <= len(plan.steps) <= space.max_steps and space.cost(plan) <= space.budget
 
 
-def _start(name: str, space: SearchSpace, model: Model) -> Plan:
-    """The member of the space nearest to a named grid, or to the plan in a file, resampled to the space's steps."""
+def _pricing(settings: Settings, model: Model, times: Costs | None) -> Pricing:
+    """What plans cost; where no layers are left out, a network that cannot be counted is searched all the same."""
+    try:
+        return Pricing.of(model, times)
+    except Exception:  # the network is run under hooks, which those of somebody's own making may refuse in any way
+        if settings.layers:
+            raise
+        return Pricing(model, ())
+
+
+def _start(name: str, space: SearchSpace, model: Model, layers: LayeredSpace | None, seed: int) -> Plan:
+    """The member of the space nearest to a named grid, or to the plan in a file, resampled to the space's steps.
+
+    A plan that leaves out layers becomes a member of ``layers``, with its own number of steps where that is allowed;
+    without ``layers`` it is taken for its time steps.
+    """
     if name in GRIDS:
         return space.named(name, model.schedule)
-    plan = resample(Plan.load(name), space.steps)
+    plan = Plan.load(name)
+    skip = frozenset[int]().union(*(step.skip for step in plan.steps))
+    if layers is not None and skip:
+        try:
+            model.check(skip)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from None
+        plan = plan if len(plan.steps) in layers.counts else resample(plan, space.steps)
+        return layers.repair(plan, np.random.default_rng(seed))
+    plan = resample(plan, space.steps)
     return space.nearest([*plan.times, plan.end or 0.0] if space.free_end else plan.times)
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from autodiffusion import __version__
 from autodiffusion.candidates import score_candidates, standings
 from autodiffusion.confirm import confirm
+from autodiffusion.costs import Costs
 from autodiffusion.errors import RunError
 from autodiffusion.evaluate import Evaluator, derive_seed
 from autodiffusion.grids import GRIDS
@@ -21,6 +22,7 @@ from autodiffusion.job import REPORTED, Job, teacher_reference
 from autodiffusion.metrics import KL, Metric, build
 from autodiffusion.models import Model
 from autodiffusion.plan import Plan
+from autodiffusion.pricing import load_times, save_times
 from autodiffusion.progress import Quiet
 from autodiffusion.racing import Race
 from autodiffusion.reference import Reference
@@ -30,8 +32,12 @@ from autodiffusion.settings import Settings
 from autodiffusion.strategies import hopeful
 from autodiffusion.study import LEDGER, PLAN, Study
 
+APART = 0.05
+"""By how much of the time range the finalists differ, at least, in one of their nodes."""
 TEACHER = "reference.npz"
 """Where a study keeps a reference that its model made itself."""
+TIMES = "layer_times.json"
+"""Where a study keeps the measured times of its model's layers, in which its budget is counted."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +45,9 @@ class Result:
     """What a search found.
 
     Attributes:
-        plan: the plan, with its fresh-noise figure as origin.
-        rows: the final table: uniform, the best named grid, found, and the teacher where asked for.
+        plan: the plan, with its fresh-noise figure and its cost as origin.
+        rows: the final table: uniform, the best named grid, found, and the teacher where asked for; each with its
+            ``cost`` in every unit that is known, where the network has layers.
         search_cost: spent on candidates; ``confirm_cost`` on choosing among the best and on the table.
     """
 
@@ -50,21 +57,28 @@ class Result:
     confirm_cost: Cost
 
 
-def search(settings: Settings, out: Path, progress: Quiet | None = None, model: Model | None = None) -> Result:
+def search(
+    settings: Settings,
+    out: Path,
+    progress: Quiet | None = None,
+    model: Model | None = None,
+    times: Costs | None = None,
+) -> Result:
     """Searches a plan and leaves it, the ledger, the pictures and the report in ``out``; resumes what is there.
 
     Args:
         model: the settings' model, where it is loaded already.
+        times: of its layers, where they are measured already and ``max_cost`` is counted in them.
 
     Raises:
         InputError: something in the settings or in ``out`` cannot be used; nothing has been written.
         RunError: no candidate gave finite images.
     """
     progress = progress or Quiet()
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    job = Job.of(settings, model)
+    job = Job.of(settings, model, load_times(out / TIMES) or times)
     with Study(out, job.settings) as study:
+        if job.times and not (out / TIMES).exists():
+            save_times(job.times, out / TIMES)
         if not study.of_kind("confirm"):
             reference = job.reference or teacher_reference(job, out / TEACHER, progress)
             metric = build(settings.metric, reference)
@@ -91,6 +105,7 @@ def _begin(job: Job, study: Study) -> None:
             "times": times,
             "log_snr": [schedule.log_snr(t) for t in times],
             "planned": job.strategy.planned,
+            **({"layers": [vars(layer) for layer in job.evaluator.model.layers]} if job.layers else {}),
         }
     )
 
@@ -99,22 +114,27 @@ def _confirm(job: Job, metric: Metric | KL, reference: Reference, study: Study, 
     """Chooses among the best on fresh noise, and scores the choice and its opponents on other fresh noise."""
     settings, evaluator = job.settings, job.evaluator
     before = replace(evaluator.cost)
-    ranked = list(standings(study, metric))
-    if not ranked:
+    scored = list(standings(study, metric))
+    if not scored:
         raise RunError(f"no candidate could be scored; {study.folder / LEDGER} says why for each")
+    ranked = [plan for plan in scored if job.allows(plan)]
+    if not ranked:
+        raise RunError(f"no candidate scored costs at most {settings.max_cost}; give the search a larger budget")
     grids = {_grid(job, name): name for name in ["uniform", *(name for name in job.starts if name in GRIDS)][::-1]}
-    finalists = ranked[: settings.finalists]
+    finalists = choice(ranked, settings.finalists, len(evaluator.model.schedule) - 1)
+    starts = [plan for plan in ranked if plan in job.starts.values()][:1]
     raced = len(grids) + (len(finalists) + 2) * (len(finalists) > 1)
-    scored = raced + min(2, len(grids)) + 1
-    progress.phase("confirm", scored * settings.confirm_samples * job.nfe + settings.teacher * settings.confirm_samples)
-    best_grid = _choose(list(grids), metric, settings, evaluator, progress)
+    dearest = max(job.nfe(plan) for plan in [*grids, *finalists, *starts])
+    estimate = (raced + min(2, len(grids)) + 1) * dearest + settings.teacher
+    progress.phase("confirm", estimate * settings.confirm_samples)
+    best_grid = choose(list(grids), metric, settings, evaluator, progress)
     if len(finalists) > 1:  # a search that found nothing better than a grid or a given start must not end with less
-        starts = [plan for plan in ranked if plan in job.starts.values()][:1]
-        finalists = list(dict.fromkeys([*finalists, best_grid, *starts]))
-    named = {"uniform": _grid(job, "uniform")}
+        finalists = list(dict.fromkeys([*finalists, *([best_grid] if job.allows(best_grid) else []), *starts]))
+    whole = f"{job.whole_steps} whole step{'s' * (job.whole_steps > 1)}" if job.layers else ""
+    named = {f"uniform ({whole})" if whole else "uniform": _grid(job, "uniform")}
     if grids[best_grid] != "uniform":
-        named[f"{grids[best_grid]} (best grid)"] = best_grid
-    named["found"] = _choose(finalists, metric, settings, evaluator, progress)
+        named[f"{grids[best_grid]} (best grid{', ' * bool(whole)}{whole})"] = best_grid
+    named["found"] = choose(finalists, metric, settings, evaluator, progress)
     if settings.teacher:
         named[f"teacher ({settings.teacher} steps)"] = teacher_plan(evaluator.model, settings.teacher)
     metrics = list(dict.fromkeys([settings.metric, REPORTED]))
@@ -124,17 +144,47 @@ def _confirm(job: Job, metric: Metric | KL, reference: Reference, study: Study, 
         {
             "event": "confirm",
             "finalists": [finalist.digest for finalist in finalists],
-            "rows": [row.to_json() for row in rows],
+            "rows": [row.to_json() | _cost(job, row.plan) for row in rows],
             "evaluations": spent.evaluations,
             "saved": spent.saved,
         }
     )
 
 
-def _choose(
-    finalists: list[Plan], metric: Metric | KL, settings: Settings, evaluator: Evaluator, progress: Quiet
+def choice(ranked: Sequence[Plan], count: int, last: float) -> list[Plan]:
+    """The first ``count`` plans that differ: neighbours of the best have its luck with the search's noise.
+
+    Two differ in their number of steps, in a node by :data:`APART` of the time range 0 to ``last``, or in a tenth of
+    the layers left out.
+    """
+
+    def differ(one: Plan, other: Plan) -> bool:
+        if len(one.steps) != len(other.steps):
+            return True
+        nodes = np.array([(*plan.times, plan.end or 0.0) for plan in (one, other)])
+        pairs = [{(i, layer) for i, step in enumerate(plan.steps) for layer in step.skip} for plan in (one, other)]
+        layers = len(pairs[0] ^ pairs[1]) > 0.1 * max(map(len, pairs))
+        return layers or bool(np.abs(np.diff(nodes, axis=0)).max() >= APART * last)
+
+    chosen: list[Plan] = []
+    for plan in ranked:
+        if len(chosen) == count:
+            break
+        if all(differ(plan, other) for other in chosen):
+            chosen.append(plan)
+    return chosen
+
+
+def _cost(job: Job, plan: Plan) -> dict[str, Any]:
+    """What a row says of its plan's cost: nothing where the network has no layers."""
+    return {"cost": job.pricing.plan(plan)} if job.pricing.costs else {}
+
+
+def choose(
+    finalists: Sequence[Plan], metric: Metric | KL, settings: Settings, evaluator: Evaluator, progress: Quiet
 ) -> Plan:
     """The best of the finalists, in a race on noise that neither the search nor the final table uses."""
+    finalists = list(finalists)
     seed, samples = derive_seed(settings.seed, "finalists"), settings.confirm_samples
     sign = -1.0 if metric.better == "higher" else 1.0
     if isinstance(metric, KL):
@@ -154,9 +204,10 @@ def _choose(
 def _grid(job: Job, name: str) -> Plan:
     """A named grid as ``evaluate`` takes it, which is not quite the space's nearest where times are real numbers."""
     model, settings = job.evaluator.model, job.settings
-    if job.space.free_end:
-        return job.space.named(name, model.schedule)
-    return plan_of(f"{name}:{settings.steps}", model, settings.solver, settings.solver_options)
+    space = job.layers.spaces[job.whole_steps] if job.layers else job.space
+    if space.free_end:
+        return space.named(name, model.schedule)
+    return plan_of(f"{name}:{space.steps}", model, settings.solver, settings.solver_options)
 
 
 def _result(study: Study) -> Result:
@@ -170,6 +221,7 @@ def _result(study: Study) -> Result:
         **row["scores"].get(settings.metric, {}),
         samples=row["samples"],
         seed=row["seed"],
+        **({"cost": row["cost"]} if "cost" in row else {}),
         autodiffusion=__version__,
     )
     events = study.of_kind("scores")

@@ -79,7 +79,7 @@ def own(name: str, noun: str) -> Any:
 def with_options(room: str, name: str, options: Mapping[str, Any], *required: Any) -> Any:
     """Builds what ``name`` stands for from its required arguments and ``options``, which are checked by name and type.
 
-    The parameters that have a default are the options; the type of the default is the type of the option.
+    The further parameters that have a default are the options; the type of the default is the type of the option.
 
     Raises:
         InputError: an unknown name or option, or an option of another type.
@@ -92,7 +92,7 @@ def with_options(room: str, name: str, options: Mapping[str, Any], *required: An
             raise InputError(f"{what}: option {option} = {options[option]!r} is given a second time; leave it out")
         name, options = file, {**options, option: word}
     cls = resolve(room, name)
-    parameters = inspect.signature(cls).parameters.values()
+    parameters = list(inspect.signature(cls).parameters.values())[len(required) :]
     defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
     for key, value in options.items():
         if key not in defaults:

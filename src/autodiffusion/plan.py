@@ -75,7 +75,8 @@ class Plan(BaseModel):
         solver_options: what the solver was told, e.g. ``{"clip": true, "eta": 0.0}``.
         steps: strictly decreasing in ``t``; at least one.
         end: the time at which the solver stops, below the last step's; ``None`` is clean data.
-        origin: where the plan came from (model, metric, seed, score ...); not part of its identity.
+        origin: where the plan came from (model, metric, seed, score, cost ...), plain JSON with finite numbers; not
+            part of its identity.
 
     Two plans are equal, and have equal hashes on every machine, when all but ``origin`` is equal.
     """
@@ -93,6 +94,15 @@ class Plan(BaseModel):
     @classmethod
     def _sorted_options(cls, options: dict[str, Option]) -> dict[str, Option]:
         return dict(sorted(options.items()))
+
+    @field_validator("origin")
+    @classmethod
+    def _plain_origin(cls, origin: dict[str, Any]) -> dict[str, Any]:
+        try:
+            json.dumps(origin, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"is not JSON with finite numbers ({error}); mend it or leave it out") from None
+        return origin
 
     @model_validator(mode="after")
     def _decreasing(self) -> Plan:

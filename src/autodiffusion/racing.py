@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
@@ -18,14 +19,17 @@ from autodiffusion.strategies import RUNGS
 LEAST = 8
 """Samples below which no score says anything."""
 
+Anchor: TypeAlias = tuple[Plan, int]
+"""A plan from which others are measured as differences, and the number of samples that its own value stands on."""
+
 
 @dataclass(frozen=True)
 class Lap:
     """What one round of a race gives.
 
     Attributes:
-        scores: of the plans, in their order. Where there is an anchor, the values are estimates for all samples: the
-            anchor's value, and the plan's difference from it on the samples that the plan has.
+        scores: of the plans, in their order. Where there is an anchor, the values are estimates for its number of
+            samples: its value, and the plan's difference from it on the samples that the plan has.
         errors: for each plan the standard error of the difference from the best, measured over the samples of the two
             on the same noise; 0 for the best, not a number where there is none.
     """
@@ -41,13 +45,17 @@ class Race:
     Everything else is forgotten, so that what a round costs follows from it and the one before.
     """
 
-    def __init__(self, evaluator: Evaluator, metric: Metric, samples: int, seed: int, limit: int) -> None:
+    def __init__(
+        self, evaluator: Evaluator, metric: Metric, samples: int, seed: int, limit: int, wider: Sequence[float] = ()
+    ) -> None:
         """A race of up to ``samples`` samples.
 
         Args:
             limit: bytes that states of solvers may take from one round to the next.
+            wider: further rungs above 1, as shares of ``samples``.
         """
-        self.metric, self.counts = metric, counts(samples, metric.minimum)
+        self.metric, self.counts = metric, counts(samples, metric.minimum, wider)
+        self._full = samples
         self.held: dict[Plan, int] = {}
         self._evaluator = evaluator
         self._pool = Pool(evaluator, seed, self.counts, limit)
@@ -55,20 +63,24 @@ class Race:
 
     def samples(self, share: float) -> int:
         """The number of samples that stands for ``share`` of all: the next rung."""
-        wanted = share * self.counts[-1] * (1 - 1e-9)
+        wanted = share * self._full * (1 - 1e-9)
         return next(count for count in self.counts if count >= wanted)
 
-    def price(self, plans: Sequence[Plan], samples: int, anchor: Plan | None, nfe: int) -> int:
-        """Network evaluations that a round costs at most, should nothing but what is held be shared."""
-        needs = self._needs(plans, samples, anchor)
-        return nfe * sum(max(0, need - self.held.get(plan, 0)) for plan, need in needs.items())
+    def price(self, plans: Sequence[Plan], samples: int, anchor: Anchor | None, nfe: Callable[[Plan], int]) -> int:
+        """Network evaluations that a round costs at most, should nothing but what is held be shared.
 
-    def skip(self, plans: Sequence[Plan], samples: int, anchor: Plan | None) -> None:
+        Args:
+            nfe: of a plan, its network evaluations for one sample.
+        """
+        needs = self._needs(plans, samples, anchor)
+        return sum(nfe(plan) * max(0, need - self.held.get(plan, 0)) for plan, need in needs.items())
+
+    def skip(self, plans: Sequence[Plan], samples: int, anchor: Anchor | None) -> None:
         """Takes note of a round whose result is known from before, without computing anything."""
         self._hold(self._needs(plans, samples, anchor))
         self._restored = False
 
-    def lap(self, plans: Sequence[Plan], samples: int, anchor: Plan | None = None, tick: Tick | None = None) -> Lap:
+    def lap(self, plans: Sequence[Plan], samples: int, anchor: Anchor | None = None, tick: Tick | None = None) -> Lap:
         """Scores ``plans`` with ``samples`` samples each; as differences from ``anchor`` where that is given."""
         self._restore(tick)
         self._hold(self._needs(plans, samples, anchor))
@@ -79,10 +91,11 @@ class Race:
         scores = [score_of(self.metric, value, samples) for value in values]
         return Lap(scores, self._errors(found, scores))
 
-    def _shift(self, anchor: Plan, samples: int, tick: Tick | None) -> float:
-        """What the anchor's value gains from its first ``samples`` samples to all of them."""
-        [features] = self._pool.grow([anchor], self.counts[-1], tick)
-        if isinstance(features, str) or samples == self.counts[-1]:
+    def _shift(self, anchor: Anchor, samples: int, tick: Tick | None) -> float:
+        """What the anchor's value gains from its first ``samples`` samples to all that it has."""
+        plan, held = anchor
+        [features] = self._pool.grow([plan], held, tick)
+        if isinstance(features, str) or samples == held:
             return 0.0
         return self.metric.value(features) - self.metric.value(features.take(range(samples)))
 
@@ -98,11 +111,11 @@ class Race:
             errors[i] = float(np.std(values - moved[best], ddof=1) / math.sqrt(len(values)))
         return errors
 
-    def _needs(self, plans: Sequence[Plan], samples: int, anchor: Plan | None) -> dict[Plan, int]:
+    def _needs(self, plans: Sequence[Plan], samples: int, anchor: Anchor | None) -> dict[Plan, int]:
         """How many samples of which plan a round stands on."""
         needs = dict.fromkeys(plans, samples)
         if anchor is not None:
-            needs[anchor] = self.counts[-1]
+            needs[anchor[0]] = anchor[1]
         return needs
 
     def _hold(self, needs: Mapping[Plan, int]) -> None:
@@ -120,7 +133,7 @@ class Race:
         self._evaluator.cost, self._restored = spent, True
 
 
-def counts(samples: int, minimum: int = 2) -> list[int]:
+def counts(samples: int, minimum: int = 2, wider: Sequence[float] = ()) -> list[int]:
     """The numbers of samples at which a race of ``samples`` compares, rising; a metric's ``minimum`` needs one more."""
     least = min(samples, max(LEAST, minimum + 1))
-    return sorted({max(least, math.ceil(share * samples)) for share in RUNGS} - {0})
+    return sorted({max(least, math.ceil(share * samples)) for share in (*RUNGS, *wider)} - {0})

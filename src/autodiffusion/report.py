@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from autodiffusion.confirm import figure
+from autodiffusion.costs import priced
 from autodiffusion.errors import InputError
 from autodiffusion.evaluate import describe
 from autodiffusion.plan import Plan
@@ -47,6 +48,8 @@ def report(folder: Path) -> Path:
         config=settings.dump(),
         version=next((event["autodiffusion"] for event in events if event["event"] == "start"), None),
         rows=[_printed(row) for row in rows],
+        costs=any("cost" in row for row in rows) and settings.layers,
+        layers=_left_out(events),
         metrics=list(dict.fromkeys(name for row in rows for name in row["scores"])),  # a failed row has none
         spent=sum(event["evaluations"] for event in scored),
         saved=sum(event["saved"] for event in scored),
@@ -73,20 +76,47 @@ def _printed(row: dict[str, Any]) -> dict[str, Any]:
     """A row of the final table as text."""
     scores = {name: figure(score) for name, score in row["scores"].items()}
     plan = describe(Plan.model_validate(row["plan"]))
-    return row | {"scores": scores, "plan": plan, "found": row["name"] == "found"}
+    return row | {
+        "scores": scores,
+        "plan": plan,
+        "found": row["name"] == "found",
+        "cost": priced(row.get("cost", {})),
+    }
+
+
+def _left_out(events: Events) -> list[dict[str, Any]]:
+    """Each step of the plan found: its time, how many layers it keeps and which it leaves out; none without layers."""
+    layers = next((event.get("layers") for event in events if event["event"] == "start"), None)
+    rows = [row for event in events if event["event"] == "confirm" for row in event["rows"] if row["name"] == "found"]
+    if not layers or not rows:
+        return []
+    return [
+        {
+            "t": step["t"],
+            "kept": f"{len(layers) - len(step['skip'])} of {len(layers)}",
+            "skip": ", ".join(f"{number} ({layers[number]['name']})" for number in step["skip"]),
+        }
+        for step in rows[-1]["plan"]["steps"]
+    ]
 
 
 def convergence(events: Events, metric: str, samples: int) -> Figure | None:
     """Every full score in the search over the network evaluations spent, and the best so far.
 
-    What a race scored with fewer samples costs as well, but is no score of this kind and is not drawn.
+    What a race scored with fewer samples costs as well, but is no score of this kind and is not drawn; nor are plans
+    that cost more than may be found.
     """
     scored = [event for event in events if event["event"] == "scores"]
     places, values, spent = [], [], 0
     for event in scored:
         ends = spent + event["evaluations"] * np.arange(1, len(event["scores"]) + 1) / len(event["scores"])
         for place, score in zip(ends, event["scores"], strict=True):
-            if score["value"] is not None and event["samples"] == samples:
+            if (
+                score["value"] is not None
+                and event["samples"] == samples
+                and event.get("anchor") is None
+                and score.get("allowed", True)
+            ):
                 places.append(place)
                 values.append(score["value"])
         spent += event["evaluations"]

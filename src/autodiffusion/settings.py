@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from autodiffusion.costs import MaxCost
 from autodiffusion.errors import InputError, nearest, one_line
 from autodiffusion.grids import GRIDS
 from autodiffusion.plan import Option
@@ -38,6 +39,15 @@ PRESETS: dict[str, dict[str, Any]] = {
 """What is filled in where nothing is said. ``paper``: Algorithm 1 as released for ImageNet 64, whose numbers are also
 the defaults of the strategy itself."""
 
+WITH_LAYERS: dict[str, dict[str, Any]] = {
+    "default": {"strategy": "prune", "evolution": {}},
+    "paper": {"samples": 1000, "evolution": {"generations": 15, "crossovers": 10}},
+}
+"""What a preset has otherwise where layers are left out; ``paper`` as released for ImageNet 64."""
+
+OF_LAYERS = ("max_cost", "min_steps", "max_steps")
+"""Settings that only a search with ``layers`` has."""
+
 RUNNING = ("batch_size", "device", "threads", "dtype", "cache_mb")
 """Settings that say how a search runs, not what it finds; a resumed search may change them."""
 
@@ -51,13 +61,20 @@ class Settings(BaseModel):
         solver: its name; ``solver_options`` its options, of which ``clip`` is the model's where it is not given.
         free_end: search the time at which the solver stops as well; by default with a continuous solver.
         gap: smallest distance between two steps, in the space's time steps.
+        layers: search which layers of the network to leave out at each step as well.
+        max_cost: of a plan that leaves out layers: ``60%`` of the multiply-accumulates of ``steps`` whole steps,
+            ``232 layers`` kept over all network evaluations (the paper's N_max), ``1.5 GMACs`` of one sample, or
+            ``35 ms``, measured for one sample of a batch. By default as many layers as ``steps`` whole steps keep.
+        min_steps: fewest steps of such a plan; by default as many whole ones as that pays for, at most ``steps``.
+        max_steps: most steps of such a plan; by default half as many again as that pays for, at least ``steps``.
         metric: what is searched for; ``features`` and ``reference`` are the model's own where they are not given.
         samples: for each candidate's score; with common noise a strategy may use fewer for a first look.
         noise: ``common`` for all candidates, or ``fresh`` for each, as in the paper.
         seed: of everything random.
         strategy: its name; ``strategy_options`` its options.
         starts: what the search begins with: named grids, and plans in files (``.json``), resampled to ``steps``.
-        budget: network evaluations times samples after which no further candidate is begun, confirmation excluded.
+        budget: network evaluations times samples after which no further candidate is begun, confirmation excluded. An
+            evaluation counts as one whatever layers are left out of it.
         finalists: how many of the best are scored again on fresh noise to choose the plan.
         confirm_samples: for that choice and, on other fresh noise again, for the figures reported.
         teacher: steps of a many-step row in the final table, 0 for none.
@@ -75,6 +92,10 @@ class Settings(BaseModel):
     solver_options: dict[str, Option] = {}
     free_end: bool | None = None
     gap: Count = 1
+    layers: bool = False
+    max_cost: str | None = None
+    min_steps: Count | None = None
+    max_steps: Count | None = None
     metric: str = "fid"
     features: str | None = None
     reference: str | None = None
@@ -103,16 +124,20 @@ class Settings(BaseModel):
         """Settings from what was given, the rest from the preset; ``None`` counts as not given.
 
         Raises:
-            InputError: an unknown key, a value of another type or out of range, an unknown grid among the starts.
+            InputError: an unknown key, a value of another type or out of range, an unknown grid among the starts, or
+                what is for layers only without ``layers``.
         """
         given = {key: value for key, value in given.items() if value is not None}
         preset = given.get("preset", "default")
         if not isinstance(preset, str) or preset not in PRESETS:
             raise InputError(f"{where}: preset '{preset}' is unknown {nearest(str(preset), PRESETS)}")
-        filled = {key: value for key, value in PRESETS[preset].items() if key != "evolution"}
+        filled, evolution = PRESETS[preset], PRESETS[preset]["evolution"]
+        if given.get("layers") is True:
+            filled, evolution = filled | WITH_LAYERS[preset], evolution | WITH_LAYERS[preset]["evolution"]
+        filled = {key: value for key, value in filled.items() if key != "evolution"}
         if (filled | given)["strategy"] == "evolution":
             own = given.get("strategy_options", {})
-            given["strategy_options"] = PRESETS[preset]["evolution"] | own if isinstance(own, dict) else own
+            given["strategy_options"] = evolution | own if isinstance(own, dict) else own
         try:
             settings = cls.model_validate(filled | given)
         except ValidationError as error:
@@ -122,6 +147,7 @@ class Settings(BaseModel):
                 raise InputError(
                     f"{where}: starts: grid '{name}' is unknown {nearest(name, GRIDS)}; a plan's file ends in .json"
                 )
+        _check_layers(settings, where)
         return settings
 
     def dump(self) -> str:
@@ -135,6 +161,25 @@ class Settings(BaseModel):
             if name not in RUNNING and before != now:
                 return f"{name}: {before} there, {now} here"
         return None
+
+
+def _check_layers(settings: Settings, where: str) -> None:
+    """Raises :class:`InputError` where what is said about layers does not fit together."""
+    given = {name: value for name in OF_LAYERS if (value := getattr(settings, name)) is not None}
+    if given and not settings.layers:
+        raise InputError(
+            f"{where}: {next(iter(given))} is for a search that leaves out layers; give layers (--layers) too"
+        )
+    if settings.max_cost is not None:
+        MaxCost.parse(settings.max_cost, f"{where}: max_cost")
+    if settings.min_steps is not None and settings.min_steps > settings.steps:
+        raise InputError(
+            f"{where}: min_steps = {settings.min_steps} is above steps = {settings.steps}; give at most that"
+        )
+    if settings.max_steps is not None and settings.max_steps < settings.steps:
+        raise InputError(
+            f"{where}: max_steps = {settings.max_steps} is below steps = {settings.steps}; give at least that"
+        )
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

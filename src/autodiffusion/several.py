@@ -8,7 +8,8 @@ from typing import Any
 
 from autodiffusion.errors import InputError
 from autodiffusion.job import Job
-from autodiffusion.loop import TEACHER, Result, search
+from autodiffusion.loop import TEACHER, TIMES, Result, search
+from autodiffusion.pricing import load_times
 from autodiffusion.progress import Quiet
 from autodiffusion.settings import Settings
 from autodiffusion.study import PLAN
@@ -19,7 +20,8 @@ def search_several(
 ) -> dict[int, Result]:
     """A plan for each number of steps, the smallest first, each in a folder of ``out`` that is called by it.
 
-    What is shared: the model, a teacher's samples, and what the search before has found, which is a start of the next.
+    What is shared: the model, a teacher's samples, measured times of layers, and what the search before has found,
+    which is a start of the next.
     A ``budget`` holds for all together; each gets a part in proportion to its steps, and what one leaves is the next
     ones'. Interrupted and called again it goes on, as :func:`~autodiffusion.loop.search` does.
 
@@ -34,10 +36,11 @@ def search_several(
     if not counts:
         raise InputError(f"{where}: steps: is empty; give one number of steps or several, such as 4,6,10")
     budget = options.pop("budget", None)
-    model = None
+    model, times = None, load_times(out / str(counts[0]) / TIMES)
     for count in counts:
         share = None if budget is None else _share(budget, count, counts)
-        model = Job.of(Settings.of(where, steps=count, budget=share, **options), model).evaluator.model
+        job = Job.of(Settings.of(where, steps=count, budget=share, **options), model, times)
+        model, times = job.evaluator.model, job.times
     results: dict[int, Result] = {}
     left = budget
     for number, count in enumerate(counts):
@@ -48,7 +51,7 @@ def search_several(
             settings = settings.model_copy(update={"starts": [*settings.starts, str(before / PLAN)]})
             if (settings.reference or "").startswith("teacher:"):
                 settings = settings.model_copy(update={"reference": str(out / str(counts[0]) / TEACHER)})
-        results[count] = search(settings, out / str(count), progress, model)
+        results[count] = search(settings, out / str(count), progress, model, times)
         left = None if left is None else left - results[count].search_cost.evaluations
     return results
 

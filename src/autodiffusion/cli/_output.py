@@ -12,21 +12,28 @@ def print_json(content: Any) -> None:
     print(json.dumps(content, allow_nan=False))
 
 
-def print_rows(rows: list[dict[str, Any]]) -> None:
-    """The one table of a search or an evaluation."""
+def print_rows(rows: list[dict[str, Any]], costs: bool = False) -> None:
+    """The one table of a search or an evaluation.
+
+    Args:
+        costs: say what each plan costs, where the rows do.
+    """
     from rich.console import Console
     from rich.table import Table
 
     from autodiffusion.confirm import figure
+    from autodiffusion.costs import priced
     from autodiffusion.evaluate import describe
     from autodiffusion.plan import Plan
 
     metrics = list(dict.fromkeys(name for row in rows for name in row["scores"]))
     title = f"{rows[0]['samples']:,} samples on fresh noise, seed {rows[0]['seed']}, 95 % intervals"
-    table = Table("schedule", "network evaluations", *metrics, "time steps", title=title, title_justify="left")
+    cost = ["cost of a sample"] if costs and any("cost" in row for row in rows) else []
+    table = Table("schedule", "network evaluations", *cost, *metrics, "time steps", title=title, title_justify="left")
     for row in rows:
         scores = [figure(row["scores"][name]) if name in row["scores"] else str(row["problem"]) for name in metrics]
         plan = describe(Plan.model_validate(row["plan"])) if len(row["plan"]["steps"]) <= 20 else "..."
-        table.add_row(row["name"], str(row["nfe"]), *scores, plan)
+        price = [priced(row.get("cost", {}))] if cost else []
+        table.add_row(row["name"], str(row["nfe"]), *price, *scores, plan)
     # what the user named is printed as it is: neither markup nor emoji
     Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False, highlight=False).print(table)

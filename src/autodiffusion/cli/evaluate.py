@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -28,6 +28,9 @@ from autodiffusion.cli._options import (
 from autodiffusion.cli._output import print_json, print_rows
 from autodiffusion.errors import RunError
 
+if TYPE_CHECKING:
+    from autodiffusion.timing import Timing
+
 
 def evaluate_command(
     plan: Annotated[str, typer.Argument(help="a plan's file, or a grid such as uniform:4")],
@@ -47,27 +50,59 @@ def evaluate_command(
     device: Device = "cpu",
     dtype: Dtype = "float32",
     threads: Threads = 0,
+    timed: Annotated[
+        bool | None,
+        typer.Option("--time/--no-time", help="measure how long sampling takes [where layers are left out]"),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Scores a plan or a named grid on fresh noise, with a 95 % bootstrap interval."""
+    """Scores a plan or a named grid on fresh noise, with a 95 % bootstrap interval.
+
+    Of a plan that leaves out layers it says what it costs as well, beside the same steps with the whole network.
+    """
     from autodiffusion.confirm import confirm
     from autodiffusion.inputs import check_source, find_reference, prepare
+    from autodiffusion.pricing import Pricing
     from autodiffusion.progress import Shown
     from autodiffusion.sampling import nfe
+    from autodiffusion.timing import plan_times, whole
 
     loaded = load_model(model, device, dtype, guidance_scale, classes, null_class, schedule, threads)
     chosen = load_plan(plan, loaded, solver, solver_option)
     evaluator, source = prepare(loaded, features, reference, batch_size)
     metrics = [name.strip() for name in metric.split(",") if name.strip()]
     reference_found = check_source(source, evaluator, metrics)
-    evaluations = nfe(chosen, loaded)
+    evaluations, time = nfe(chosen, loaded), None
+    partial = chosen != whole(chosen)
+    timed = partial if timed is None else timed
     with Shown() as progress:
         reference_found = reference_found or find_reference(source, evaluator, progress)
         progress.phase("evaluate", evaluations * samples)
         [row] = confirm(evaluator, reference_found, {plan: chosen}, metrics, samples, seed, progress.tick)
-    if row.problem:
-        raise RunError(f"{plan}: {row.problem}")
+        if row.problem:
+            raise RunError(f"{plan}: {row.problem}")
+        if timed:
+            progress.phase("time", 0)
+            [time] = plan_times(loaded, [chosen], min(batch_size, samples))
     content = row.to_json()
+    shown = {key: content[key] for key in ("plan", "samples", "seed", "nfe", "scores")}
+    if not (partial or timed):
+        return print_json(shown) if as_json else print_rows([content])
+    pricing = Pricing.of(loaded)
+    kept, every = pricing.plan(chosen), pricing.plan(whole(chosen))
     if as_json:
-        return print_json({key: content[key] for key in ("plan", "samples", "seed", "nfe", "scores")})
+        cost = {"layers": kept.get("layers"), "macs": kept.get("macs")}
+        return print_json(shown | {"cost": cost | {"ms": time and time.ms, "ms_whole": time and time.ms_whole}})
     print_rows([content])
+    print(_cost(kept, every, time))
+
+
+def _cost(kept: dict[str, float], every: dict[str, float], time: Timing | None) -> str:
+    """What a sample costs, of what it would with the whole network."""
+    names = {"layers": "layers", "macs": "MACs"}
+    parts = [
+        f"{cost:,.0f} of {every[unit]:,.0f} {names[unit]} ({cost / every[unit]:.1%})" for unit, cost in kept.items()
+    ]
+    if time:
+        parts.append(f"{time.ms:.4g} [{time.low:.4g}, {time.high:.4g}] of {time.ms_whole:.4g} ms ({time.ratio:.1%})")
+    return f"a sample costs {', '.join(parts)}"

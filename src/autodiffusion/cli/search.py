@@ -26,6 +26,11 @@ from autodiffusion.settings import Settings, read_yaml
 if TYPE_CHECKING:
     from autodiffusion.loop import Result
 
+STRATEGIES = (
+    "ladder, prune (with --layers, where it is the default), evolution, random, optuna:SAMPLER or "
+    "package.module:attribute"
+)
+
 
 def search_command(
     model: Annotated[
@@ -50,7 +55,7 @@ def search_command(
     features: Features = None,
     strategy: Annotated[
         str | None,
-        typer.Option(help=usual("ladder, evolution, random, optuna:SAMPLER or package.module:attribute", "strategy")),
+        typer.Option(help=usual(STRATEGIES, "strategy")),
     ] = None,
     strategy_option: Annotated[
         list[str] | None, typer.Option("--strategy-option", help="NAME=VALUE, may be repeated")
@@ -99,6 +104,22 @@ def search_command(
         str | None, typer.Option(help=usual("named grids and plan files to begin with, by commas", "starts"))
     ] = None,
     gap: Annotated[int | None, typer.Option(help="smallest distance between two time steps")] = None,
+    layers: Annotated[
+        bool | None, typer.Option("--layers", help="leave out layers of the network at each step")
+    ] = None,
+    max_cost: Annotated[
+        str | None,
+        typer.Option(
+            help="with --layers, of a plan: 60% (of the MACs of STEPS whole steps), 232 layers, 1.5 GMACs or 35 ms "
+            "(measured) [the layers of STEPS whole steps]"
+        ),
+    ] = None,
+    min_steps: Annotated[
+        int | None, typer.Option(help="with --layers [as many whole steps as --max-cost pays for, at most STEPS]")
+    ] = None,
+    max_steps: Annotated[
+        int | None, typer.Option(help="with --layers [1.5 times as many as --max-cost pays for, at least STEPS]")
+    ] = None,
     free_end: Annotated[
         bool | None, typer.Option("--free-end/--clean-end", help="search where the solver stops as well")
     ] = None,
@@ -123,7 +144,7 @@ def search_command(
     threads: Annotated[int | None, typer.Option(help="of the CPU, 0 leaves it to torch")] = None,
     as_json: Json = False,
 ) -> None:
-    """Searches the time steps, and leaves plan.json, grid.png, report.html and the ledger in OUT."""
+    """Searches time steps, and layers to leave out; leaves plan.json, grid.png, report.html and the ledger in OUT."""
     given = {name: value for name, value in locals().items() if value is not None}
     for name in ("out", "config", "as_json"):
         given.pop(name, None)
@@ -170,7 +191,7 @@ def search_command(
         shown = [_json(folder, result) for folder, result in found.items()]
         return print_json(shown[0] if len(counts) < 2 else {"out": str(out), "searches": shown})
     for folder, result in found.items():
-        print_rows(result.rows)
+        print_rows(result.rows, costs=bool(options.get("layers")))
         cost = result.search_cost
         print(
             f"search: {cost.evaluations:,} network evaluations times samples, {cost.saved:,} more saved by sharing; "

@@ -113,7 +113,7 @@ class Model:
         return (x.clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8).cpu()
 
     @cached_property
-    def _parts(self) -> Network:
+    def parts(self) -> Network:
         """What the network consists of, seen in one prediction for one sample in the middle of the schedule."""
         whole = self.network if self.module is None and isinstance(self.network, nn.Module) else self.module
         x, labels = self.noise([0], seed=0), self.condition([0], seed=0)
@@ -122,12 +122,12 @@ class Model:
     @property
     def layers(self) -> tuple[Layer, ...]:
         """What a plan may leave out, in execution order; none where no layer rule knows a block of the network."""
-        return self._parts.layers
+        return self.parts.layers
 
     @property
     def macs(self) -> int:
         """Multiply-accumulates of a prediction for one sample; a guided one counts once."""
-        return self._parts.macs
+        return self.parts.macs
 
     def check(self, skip: frozenset[int]) -> None:
         """Raises :class:`InputError` unless the network has layers, and those of these numbers."""
@@ -157,4 +157,4 @@ class Model:
         if not skip:
             return nullcontext()
         self.check(skip)
-        return self._parts.without(skip)
+        return self.parts.without(skip)

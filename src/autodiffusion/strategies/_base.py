@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import accumulate
+from typing import Any, ClassVar
 
 import numpy as np
 
-from autodiffusion.names import with_options
+from autodiffusion.errors import InputError
+from autodiffusion.layered import LayeredSpace
+from autodiffusion.names import known, resolve, with_options
 from autodiffusion.plan import Plan
 from autodiffusion.space import SearchSpace
 
 RUNGS = (0.1, 0.2, 0.5, 1.0)
 """Shares of a score's full number of samples at which a race compares; nested, so that more adds to what is there."""
+WIDER = (2.0, 4.0)
+"""Further rungs, on which a search goes on that has found what its full number of samples can tell apart."""
 ENOUGH = 2.5
 """Standard errors by which a plan must be behind to be out of a race before its turn."""
 
@@ -31,24 +37,33 @@ class Strategy(ABC):
         space: where plans come from.
         starts: plans to begin with, such as the named grids; members of the space.
         seed: of all its random choices.
+        layers: where plans that leave out layers come from, if any may; ``space`` then has the whole-network plans of
+            as many steps as were asked for, which may cost more than ``layers`` allows, and starts may be members of
+            either. What is found must be a member of ``layers``.
     """
+
+    layered: ClassVar[bool] = False
+    """Whether it can leave out layers."""
 
     space: SearchSpace
     starts: Sequence[Plan]
     seed: int
+    layers: LayeredSpace | None = None
     rounds: int = field(default=0, init=False)
     """How often it has been asked."""
     seen: set[Plan] = field(default_factory=set, init=False)
     """Every plan it has asked for; with the same share and anchor none is asked for twice, but beside new ones of
     the next round, where it costs nothing."""
     share: float = field(default=1.0, init=False)
-    """Of a score's full number of samples, what the plans just asked for are worth; in (0, 1]."""
+    """Of a score's full number of samples, what the plans just asked for are worth; above 0, at most ``whole``."""
+    whole: float = field(default=1.0, init=False)
+    """The share that a score in full stands on now: 1, or one of :data:`WIDER`."""
     anchor: Plan | None = field(default=None, init=False)
-    """A plan scored with all samples, from which those of the plans just asked for are measured as differences."""
+    """A plan scored in full, from which those of the plans just asked for are measured as differences."""
     most: float = field(default=math.inf, init=False)
     """It ends by itself when it has spent as much as so many plans with all samples."""
     limit: float = field(default=math.inf, init=False)
-    """How many plans with all samples can still be afforded."""
+    """How many plans with all samples can still be afforded, in plans of as many steps as those of ``space``."""
 
     @property
     @abstractmethod
@@ -68,10 +83,17 @@ class Strategy(ABC):
         self.limit = limit
         plans = self.propose(np.random.default_rng((self.seed, self.rounds)))
         if math.isfinite(limit):
-            plans = plans[: max(0, int(limit / self.share))]
+            spent = list(accumulate(self._evaluations(len(plan.steps)) for plan in plans))
+            # what is paid for exactly must not fail by rounding
+            room = (1 + 1e-9) * limit / self.share * self._evaluations(self.space.steps)
+            plans = plans[: bisect_right(spent, room)]
         self.rounds += 1
         self.seen.update(plans)
         return plans
+
+    def _evaluations(self, steps: int) -> int:
+        """Network evaluations of a plan of so many steps; without layers all plans have as many, and count as one."""
+        return 1 if self.layers is None else sum(self.layers.evaluations(steps))
 
     def tell(self, losses: Sequence[tuple[Plan, float]], errors: Mapping[Plan, float] | None = None) -> None:
         """What the plans of the last round scored.
@@ -110,11 +132,21 @@ def hopeful(losses: Mapping[Plan, float], errors: Mapping[Plan, float]) -> list[
     return sorted((plan for plan in good if plan not in far), key=lambda plan: losses[plan])
 
 
-def build(name: str, space: SearchSpace, starts: Sequence[Plan], seed: int, options: Mapping[str, Any]) -> Strategy:
+def build(
+    name: str,
+    space: SearchSpace,
+    starts: Sequence[Plan],
+    seed: int,
+    options: Mapping[str, Any],
+    layers: LayeredSpace | None = None,
+) -> Strategy:
     """The strategy of this name with these options.
 
     Raises:
-        InputError: an unknown strategy or option, or a value that it refuses.
+        InputError: an unknown strategy or option, a value that it refuses, or it cannot leave out ``layers``.
     """
-    strategy: Strategy = with_options("strategies", name, options, space, starts, seed)
+    strategy: Strategy = with_options("strategies", name, options, space, starts, seed, layers)
+    if layers is not None and not strategy.layered:
+        able = [other for other in known("strategies") if resolve("strategies", other).layered]
+        raise InputError(f"strategy {name} does not leave out layers; give one that does: {', '.join(able)}")
     return strategy

@@ -12,14 +12,14 @@ import numpy as np
 
 from autodiffusion.errors import InputError
 from autodiffusion.plan import Plan
-from autodiffusion.strategies._base import RUNGS, Strategy, hopeful
+from autodiffusion.strategies._base import RUNGS, WIDER, Strategy, hopeful
 
 FIRST, LAST, POWERS = (0.98, 0.93, 0.85, 0.72, 0.55), (0.01, 0.1, 0.22), (0.7, 1.0, 1.5)
 """The family of starts: shares of the time range where the first and the last node lie, and the power of the curve."""
 PARTS = 4
 """In so many parts the starts get their first look, so that a good one is known early."""
-LAST_LOOK = 0.5
-"""Refining ends when nothing is better with this share of the samples."""
+LAST_LOOK = 0.2
+"""Refining ends when nothing is better with this share of a full score's samples."""
 FEW = 3
 """Plans with all samples; where no more can be afforded than so many, there is nothing to race for."""
 
@@ -43,7 +43,7 @@ class Ladder(Strategy):
        gets more samples, the best two all if they promise to join the elite.
     3. Refining: a pattern search (Hooke and Jeeves 1961) over single nodes and over the whole sequence (shift, stretch
        from either end, bend), each move with a step of its own that grows by success and shrinks by failure. Where
-       nothing is better any more, it goes on with twice the samples.
+       nothing is better any more, the best are scored with twice the samples, and it goes on from there.
 
     Attributes:
         explorations: rounds of exploring.
@@ -98,7 +98,7 @@ class Ladder(Strategy):
 
     def tell(self, losses: Sequence[tuple[Plan, float]], errors: Mapping[Plan, float] | None = None) -> None:
         self._told = dict(losses), errors or {}
-        if self.share == 1:
+        if self.share == self.whole:
             self.full |= {plan: loss for plan, loss in losses if math.isfinite(loss)}
 
     def _climb(self) -> Asking:
@@ -106,7 +106,19 @@ class Ladder(Strategy):
         yield from self._race(self._beginnings())
         if self.full:
             yield from self._explore()
-            yield from self._refine(LAST_LOOK)
+            yield from self._finish()
+
+    def _finish(self) -> Asking:
+        """Refines; then again with a full score of more samples, so that what is found does not fit its one noise."""
+        yield from self._refine()
+        if len(self.seen) == 1:  # the space has no other plan to compare with
+            return
+        for self.whole in WIDER:
+            best, self.full = self._best(), {}
+            yield from self._score(best, self.whole)
+            if not self._best():
+                return
+            yield from self._refine()
 
     def _score(
         self, plans: Sequence[Plan], share: float, anchor: Plan | None = None
@@ -167,7 +179,7 @@ class Ladder(Strategy):
                 ranked = yield from self._score(more, min(0.5, 2 * self.glance), best)
             worst = self.full[self._best()[-1]]
             if promising := [plan for loss, plan in ranked[:2] if loss < worst]:
-                yield from self._score(promising, 1, best)
+                yield from self._score(promising, self.whole, best)
 
     def _best(self) -> list[Plan]:
         """The elite: of the plans scored with all samples those of lowest loss."""
@@ -183,9 +195,9 @@ class Ladder(Strategy):
         child = crossed if rng.random() < 0.5 else self.space.blend(parent, other, rng.random())
         return child if rng.random() < 0.5 else self.space.mutate(child, rng, 0.4, scale / 2)
 
-    def _refine(self, last: float) -> Asking:
-        """Moves the times of the best plan until nothing is better with the share ``last`` of the samples."""
-        anchor, share = self._best()[0], self.glance
+    def _refine(self) -> Asking:
+        """Moves the times of the best plan until nothing is better with :data:`LAST_LOOK` of the samples."""
+        anchor, share = self._best()[0], self.glance * self.whole
         moves = self._moves(anchor)
         least = max(self.smallest_step, 1 / (len(self.space.times) - 1))
         steps = [self.step] * len(moves)
@@ -205,14 +217,14 @@ class Ladder(Strategy):
                 steps[i] *= 1.3 if better else 0.5
             if best != anchor:
                 expected = self.full[anchor] - best_loss
-                ranked = yield from self._score([best], 1, anchor)
+                ranked = yield from self._score([best], self.whole, anchor)
                 gained = self.full[anchor] - ranked[0][0] if ranked else -math.inf
                 if gained > 0:
                     anchor, tried = best, {best}
-                if gained < expected / 4 and share < 1:  # what few samples promise does not hold
-                    share, tried = min(1.0, 2 * share), {anchor}
+                if gained < expected / 4 and share < self.whole:  # what few samples promise does not hold
+                    share, tried = min(self.whole, 2 * share), {anchor}
             if max(steps) < least:
-                if share >= last:
+                if share >= LAST_LOOK * self.whole:
                     return
                 share, steps, tried = 2 * share, [self.step] * len(moves), {anchor}
 
