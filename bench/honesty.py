@@ -12,7 +12,7 @@ again   the mean FID of ten sets, each as large as the reported figure's: the sa
 pooled  the FID of all those samples together: nearer to the limit of endless samples, and lower than what is reported
         by the difference of the two biases, for any plan and however honest.
 
-The search-time score is the same plan's in the search's ledger, with all of a candidate's samples. ``fresh`` is
+The search-time score is the same plan's in the search's ledger, of the most samples that it got there. ``fresh`` is
 the mean FID of fresh sets of as many samples, and the standard deviation among them: a score far below was luck.
 """
 
@@ -83,11 +83,11 @@ def searched(settings: Settings, folder: Path) -> dict[str, Any]:
 
 
 def search_score(folder: Path, plan: Plan) -> tuple[int, float]:
-    """The number of samples and the value of a plan's score in the ledger, of the most samples that it got."""
+    """The number of samples and the value of a plan's own score in the ledger, of the most samples that it got."""
     return max(
         (event["samples"], score["value"])
         for event in read_events(folder / LEDGER)
-        if event["event"] == "scores"
+        if event["event"] == "scores" and event.get("anchor") is None
         for score in event["scores"]
         if score["value"] is not None and Plan.model_validate(score["plan"]) == plan
     )

@@ -177,7 +177,7 @@ class Ladder(Strategy):
             more = [plan for _, plan in ranked[: max(2, len(ranked) // 4)]]
             if more:
                 ranked = yield from self._score(more, min(0.5, 2 * self.glance), best)
-            worst = self.full[self._best()[-1]]
+            worst = max(self.full[plan] for plan in self._best())
             if promising := [plan for loss, plan in ranked[:2] if loss < worst]:
                 yield from self._score(promising, self.whole, best)
 

@@ -181,7 +181,11 @@ class Prune(Ladder):
         return _with(plan, skips)
 
     def _best(self) -> list[Plan]:
-        return sorted((p for p in self.full if self.room.contains(p)), key=lambda p: self.full[p])[: self.elite]
+        """The elite among members that leave out layers, and last the best whole plan, whose times are searched."""
+        members = sorted((plan for plan in self.full if self.room.contains(plan)), key=lambda plan: self.full[plan])
+        whole = [plan for plan in members if not any(step.skip for step in plan.steps)]
+        pruned = [plan for plan in members if plan not in whole]
+        return pruned[: max(1, self.elite - 1)] + whole[:1] if pruned else members[: self.elite]
 
     def _child(self, scale: float) -> Plan:
         rng, elite, room = self._rng, self._best(), self.room
