@@ -121,7 +121,7 @@ def table(kept: dict[Row, Kept]) -> str:
         "",
         f"FID on fresh noise, the same noise for all, of {counts} samples: median over {seeds} seeds",
         "[least, greatest], and thousands of network evaluations times samples that the search spent. The plan is the",
-        "one that scored best in the search or, of the default, the one chosen among its finalists, which is paid for too.",
+        "one that scored best in the search or, of the default, the one chosen among its finalists, paid for as well.",
         "",
         *_lines(["model", "solver", "steps", "uniform", "best grid", *TITLES.values()]),
         *(_line([*row, *_ends(one, seeds)]) for row, one in kept.items()),
