@@ -19,7 +19,7 @@ from autodiffusion import InputError, Model, NoiseSchedule, Plan, Step, timing
 from autodiffusion.cli import main
 from autodiffusion.layers import _base, register
 from autodiffusion.sampling import stretches
-from autodiffusion.timing import LEAST, MOST, Clock, layer_times, plan_times, whole
+from autodiffusion.timing import LEAST, MOST, Clock, layer_times, plan_times
 
 SHAPE = (1, 4, 4)
 
@@ -216,7 +216,7 @@ def test_a_layer_that_sleeps_is_missed_by_the_real_clock() -> None:
 
 def test_the_whole_of_a_plan_differs_in_its_layers_alone() -> None:
     plan = leaving({0, 2}, set(), {1})
-    assert whole(plan) == Plan.of("ddim", plan.times)
+    assert plan.leaving() == Plan.of("ddim", plan.times)
     assert plan.steps[0].skip == {0, 2}
 
 

@@ -111,7 +111,7 @@ class LayeredSpace:
     def contains(self, plan: Plan) -> bool:
         """Whether ``plan`` is a member."""
         skips = [step.skip for step in plan.steps]
-        if len(skips) not in self.counts or not self.spaces[len(skips)].contains(_whole(plan)):
+        if len(skips) not in self.counts or not self.spaces[len(skips)].contains(plan.leaving()):
             return False
         if any(len(skip) > self.most or not skip.issubset(self.layers) for skip in skips):
             return False
@@ -126,7 +126,7 @@ class LayeredSpace:
         plan = self.spaces[int(rng.choice(self.counts))].sample(rng)
         sizes = rng.integers(0, self.most + 1, len(plan.steps))
         skips = [frozenset(int(i) for i in rng.choice(self.layers, size, replace=False)) for size in sizes]
-        return self._fit(_leaving(plan, skips).steps, plan.end, rng)
+        return self._fit(plan.leaving(skips).steps, plan.end, rng)
 
     def mutate_times(self, plan: Plan, rng: np.random.Generator, probability: float, scale: float = 0.0) -> Plan:
         """Each time moves with ``probability``, as in :meth:`SearchSpace.mutate`.
@@ -134,7 +134,7 @@ class LayeredSpace:
         A time that stays keeps its layers; those that move take theirs along, in order. Layers change only where the
         plan costs too much otherwise, as it may with a solver whose steps differ in their evaluations.
         """
-        moved = self.spaces[len(plan.steps)].mutate(_whole(plan), rng, probability, scale)
+        moved = self.spaces[len(plan.steps)].mutate(plan.leaving(), rng, probability, scale)
         stays = {step.t: step for step in plan.steps}
         moving = iter([step for step in plan.steps if step.t not in moved.times])
         steps = [stays[t] if t in stays else next(moving).model_copy(update={"t": t}) for t in moved.times]
@@ -152,7 +152,7 @@ class LayeredSpace:
         skips = [step.skip for step in plan.steps]
         for i in rng.permutation(np.flatnonzero(rng.random(len(skips)) < probability)):
             skips[i] = self._changed(skips, int(i), rng)
-        return _leaving(plan, skips)
+        return plan.leaving(skips)
 
     def mutate_steps(self, plan: Plan, rng: np.random.Generator) -> Plan:
         """One step more or one less, evenly where both are possible; unchanged only where neither is.
@@ -276,17 +276,6 @@ class LayeredSpace:
         t = space.times[rng.choice(positions[places == place])]
         neighbours = steps[max(0, place - 1) : place + 1]
         steps.insert(place, neighbours[rng.integers(len(neighbours))].model_copy(update={"t": t}))
-
-
-def _whole(plan: Plan) -> Plan:
-    """The plan without its layers to leave out."""
-    return _leaving(plan, [frozenset()] * len(plan.steps))
-
-
-def _leaving(plan: Plan, skips: Sequence[Skip]) -> Plan:
-    """The plan with these layers left out at its steps, its origin forgotten."""
-    steps = (step.model_copy(update={"skip": skip}) for step, skip in zip(plan.steps, skips, strict=True))
-    return plan.model_copy(update={"steps": tuple(steps), "origin": {}})
 
 
 def _shuffled(items: Sequence[Item], rng: np.random.Generator) -> list[Item]:

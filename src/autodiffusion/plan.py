@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -158,6 +159,12 @@ class Plan(BaseModel):
 
     def __hash__(self) -> int:
         return int(self.digest[:15], 16)
+
+    def leaving(self, skips: Sequence[frozenset[int]] | None = None) -> Plan:
+        """The same steps without these layers, one set a step; with ``None`` the whole network. Its origin is gone."""
+        chosen = [frozenset[int]()] * len(self.steps) if skips is None else skips
+        steps = (step.model_copy(update={"skip": skip}) for step, skip in zip(self.steps, chosen, strict=True))
+        return self.model_copy(update={"steps": tuple(steps), "origin": {}})
 
     def with_origin(self, **origin: Any) -> Plan:
         """The same plan with ``origin`` replaced."""

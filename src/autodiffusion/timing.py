@@ -147,7 +147,7 @@ def plan_times(
         InputError: a plan does not fit the model.
     """
     clock = Clock(torch.device(model.device))
-    runs = list(dict.fromkeys([*plans, *map(whole, plans)]))
+    runs = list(dict.fromkeys([*plans, *(plan.leaving() for plan in plans)]))
     spent: dict[Plan, list[float]] = {plan: [] for plan in runs}
     for number in _rounds(seconds, most):
         for plan in runs if number % 2 else reversed(runs):
@@ -158,18 +158,11 @@ def plan_times(
             spent[plan].append(1000 * (perf_counter() - start) / batch_size)
 
     def timing(plan: Plan) -> Timing:
-        times, wholes = spent[plan][1:], spent[whole(plan)][1:]
+        times, wholes = spent[plan][1:], spent[plan.leaving()][1:]
         low, middle, high = (float(ms) for ms in np.quantile(times, [0.25, 0.5, 0.75]))
         return Timing(middle, low, high, median(wholes), median(a / b for a, b in zip(times, wholes, strict=True)))
 
     return [timing(plan) for plan in plans]
-
-
-def whole(plan: Plan) -> Plan:
-    """The same steps with the whole network."""
-    return plan.model_copy(
-        update={"steps": tuple(step.model_copy(update={"skip": frozenset()}) for step in plan.steps)}
-    )
 
 
 Call: TypeAlias = tuple[int, Any, Any, Any]

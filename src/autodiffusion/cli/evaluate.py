@@ -65,7 +65,7 @@ def evaluate_command(
     from autodiffusion.pricing import Pricing
     from autodiffusion.progress import Shown
     from autodiffusion.sampling import nfe
-    from autodiffusion.timing import plan_times, whole
+    from autodiffusion.timing import plan_times
 
     loaded = load_model(model, device, dtype, guidance_scale, classes, null_class, schedule, threads)
     chosen = load_plan(plan, loaded, solver, solver_option)
@@ -73,7 +73,7 @@ def evaluate_command(
     metrics = [name.strip() for name in metric.split(",") if name.strip()]
     reference_found = check_source(source, evaluator, metrics)
     evaluations, time = nfe(chosen, loaded), None
-    partial = chosen != whole(chosen)
+    partial = chosen != chosen.leaving()
     timed = partial if timed is None else timed
     with Shown() as progress:
         reference_found = reference_found or find_reference(source, evaluator, progress)
@@ -89,7 +89,7 @@ def evaluate_command(
     if not (partial or timed):
         return print_json(shown) if as_json else print_rows([content])
     pricing = Pricing.of(loaded)
-    kept, every = pricing.plan(chosen), pricing.plan(whole(chosen))
+    kept, every = pricing.plan(chosen), pricing.plan(chosen.leaving())
     if as_json:
         cost = {"layers": kept.get("layers"), "macs": kept.get("macs")}
         return print_json(shown | {"cost": cost | {"ms": time and time.ms, "ms_whole": time and time.ms_whole}})

@@ -108,7 +108,7 @@ class Prune(Ladder):
         steps, layers = len(plan.steps), self.room.layers
         groups = np.array_split(np.arange(steps), max(1, min(steps, self.probes // len(layers))))
         probes = {
-            _leaving(plan, {(int(i), layer) for i in group}): (group, column)
+            _further(plan, {(int(i), layer) for i in group}): (group, column)
             for group in groups
             for column, layer in enumerate(layers)
         }
@@ -168,7 +168,7 @@ class Prune(Ladder):
             i, column = divmod(int(place), len(room.layers))
             if len(skips[i]) < room.most:
                 skips[i] |= {room.layers[column]}
-        return room.repair(_with(plan, skips), rng)
+        return room.repair(plan.leaving(skips), rng)
 
     def _fill(self, plan: Plan) -> Plan:
         """Lets those layers come back that the budget pays for, the most harmful first."""
@@ -178,7 +178,7 @@ class Prune(Ladder):
             fuller = [*skips[:i], skips[i] - {room.layers[column]}, *skips[i + 1 :]]
             if harm[i, column] > 0 and room.costs.total(fuller, room.evaluations(len(skips))) <= room.budget:
                 skips = fuller
-        return _with(plan, skips)
+        return plan.leaving(skips)
 
     def _best(self) -> list[Plan]:
         """The elite among members that leave out layers, and last the best whole plan, whose times are searched."""
@@ -203,7 +203,7 @@ class Prune(Ladder):
         gone = [(i, layer) for i, step in enumerate(plan.steps) for layer in sorted(step.skip)]
         back = [gone[i] for i in self._rng.permutation(len(gone))[:count]]
         skips = [step.skip - {layer for j, layer in back if j == i} for i, step in enumerate(plan.steps)]
-        return self._fill(self._thin(_with(plan, skips), float(self._rng.choice(POWERS)), 1.0))
+        return self._fill(self._thin(plan.leaving(skips), float(self._rng.choice(POWERS)), 1.0))
 
     def _refine(self) -> Asking:
         yield from super()._refine()
@@ -222,24 +222,17 @@ class Prune(Ladder):
                 share = min(self.whole, 2 * share)
 
     def _push(self, plan: Plan, weights: Weights, distance: float) -> Plan:
-        return _like(self.room.spaces[len(plan.steps)].push(_with(plan, None), weights, distance), plan)
-
-
-def _with(plan: Plan, skips: list[frozenset[int]] | None) -> Plan:
-    """The plan with these layers left out at its steps; with ``None`` the whole network."""
-    chosen = skips or [frozenset()] * len(plan.steps)
-    steps = (step.model_copy(update={"skip": skip}) for step, skip in zip(plan.steps, chosen, strict=True))
-    return plan.model_copy(update={"steps": tuple(steps), "origin": {}})
+        return _like(self.room.spaces[len(plan.steps)].push(plan.leaving(), weights, distance), plan)
 
 
 def _like(plan: Plan, other: Plan) -> Plan:
     """The plan with the layers left out that ``other`` leaves out at the same places."""
-    return _with(plan, [step.skip for step in other.steps])
+    return plan.leaving([step.skip for step in other.steps])
 
 
-def _leaving(plan: Plan, pairs: set[tuple[int, int]]) -> Plan:
+def _further(plan: Plan, pairs: set[tuple[int, int]]) -> Plan:
     """The plan without these further (step, layer)."""
-    return _with(plan, [step.skip | {layer for j, layer in pairs if j == i} for i, step in enumerate(plan.steps)])
+    return plan.leaving([step.skip | {layer for j, layer in pairs if j == i} for i, step in enumerate(plan.steps)])
 
 
 strategy = Prune
