@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
+from autodiffusion.candidates import standings
 from autodiffusion.evaluate import Evaluator, derive_seed
 from autodiffusion.grids import GRIDS
 from autodiffusion.inputs import check_source, plan_of, prepare
@@ -203,13 +204,7 @@ def chosen(job: Job, events: Sequence[dict[str, Any]], last: Best) -> list[Best]
         return []
     evaluator, fid = judge(job.model)
     assert isinstance(fid, Metric)
-    found = dict[Plan, tuple[int, float]]()
-    for event in events:
-        if event["event"] == "scores" and event.get("anchor") is None:
-            scores = [score for score in event["scores"] if score["value"] is not None]
-            found |= {Plan.model_validate(score["plan"]): (-event["samples"], score["value"]) for score in scores}
-    ranked = sorted(found, key=lambda plan: found[plan])
-    finalists = choice(ranked, full.finalists, len(evaluator.model.schedule) - 1)
+    finalists = choice(list(standings(events, fid)), full.finalists, len(evaluator.model.schedule) - 1)
     before = evaluator.cost.evaluations
     settings = job.settings().model_copy(update={"confirm_samples": full.confirm_samples})
     plan = choose(finalists, fid, settings, evaluator, Quiet())

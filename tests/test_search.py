@@ -276,7 +276,7 @@ def test_estimates_on_more_samples_are_no_full_scores(run: Search, tmp_path: Pat
     metric = resolve("metrics", "fid")
     with Study(folder, stored_settings(folder)) as study:
         assert losses(study, metric) == kinds[False]
-        ranked = standings(study, metric)
+        ranked = standings(study.events, metric)
     assert ranked == own
     assert list(ranked.values()) == sorted(own.values(), key=lambda score: (-score[0], score[1]))
     assert {samples for samples, _ in ranked.values()} >= {48, 96, 192}

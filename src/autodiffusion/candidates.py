@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -159,15 +160,15 @@ def losses(study: Study, metric: Metric | KL) -> dict[Plan, float]:
     }
 
 
-def standings(study: Study, metric: Metric | KL) -> dict[Plan, tuple[int, float]]:
-    """The plans of the ledger that have a score of their own, best first: the most samples of one, and its loss then.
+def standings(events: Sequence[dict[str, Any]], metric: Metric | KL) -> dict[Plan, tuple[int, float]]:
+    """The plans of a ledger that have a score of their own, best first: the most samples of one, and its loss then.
 
     What was estimated as a difference from an anchor only is not among them. More samples come before lower losses,
     since a race drops its worse plans early.
     """
     found: dict[Plan, tuple[int, float]] = {}
-    for event in study.of_kind("scores"):
-        if event.get("anchor") is None:
+    for event in events:
+        if event["event"] == "scores" and event.get("anchor") is None:
             for entry in event["scores"]:
                 if (loss := _loss(entry, metric)) < math.inf:
                     found[Plan.model_validate(entry["plan"])] = (event["samples"], loss)

@@ -114,7 +114,7 @@ def _confirm(job: Job, metric: Metric | KL, reference: Reference, study: Study, 
     """Chooses among the best on fresh noise, and scores the choice and its opponents on other fresh noise."""
     settings, evaluator = job.settings, job.evaluator
     before = replace(evaluator.cost)
-    scored = list(standings(study, metric))
+    scored = list(standings(study.events, metric))
     if not scored:
         raise RunError(f"no candidate could be scored; {study.folder / LEDGER} says why for each")
     ranked = [plan for plan in scored if job.allows(plan)]
