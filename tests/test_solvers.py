@@ -13,21 +13,36 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, DPMSolverSinglestepScheduler, PNDMScheduler
+from diffusers import (
+    DDIMScheduler,
+    DEISMultistepScheduler,
+    DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    IPNDMScheduler,
+    LCMScheduler,
+    PNDMScheduler,
+    UniPCMultistepScheduler,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from scipy.integrate import quad
 from torch import Tensor
 
 from autodiffusion.errors import InputError
 from autodiffusion.names import known
 from autodiffusion.schedule import NoiseSchedule
 from autodiffusion.solvers import State, build, solve
+from autodiffusion.solvers._linear import ADAMS_BASHFORTH
 
 # what diffusers says about its own code
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*algorithm_type.*:FutureWarning"),
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning"),
 ]
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -164,19 +179,20 @@ def test_clip_is_done_to_each_prediction(name: str) -> None:
         return (x - alpha * x0.clamp(-1, 1)) / sigma
 
     for end in (None, 0):
-        got = solve(build(name, SCHEDULE, {"clip": True}), predict, x, times, end)
-        assert torch.allclose(got, solve(build(name, SCHEDULE), clipped, x, times, end))
+        got = solve(build(name, SCHEDULE, {"clip": True}), predict, x, times, end, noise_like(x))
+        assert torch.allclose(got, solve(build(name, SCHEDULE), clipped, x, times, end, noise_like(x)))
     assert min(outside) > 0.1
 
 
-@pytest.mark.parametrize("name", sorted({*known("solvers")} - {"plms"}))  # which ends on several predictions' mean
+# plms and ipndm end on several predictions' mean, lcm mixes a little of the sample in
+@pytest.mark.parametrize("name", sorted({*known("solvers")} - {"plms", "ipndm", "lcm"}))
 def test_clipped_samples_end_within_bounds(name: str) -> None:
     x, times = 3 * normal(2, 8), [930, 615, 240, 35]
     with_clip, without = (
-        float(solve(build(name, SCHEDULE, {"clip": clip}), lambda x, t: -2 * x, x, times).abs().max())
-        for clip in (True, False)
+        float(solve(solver, lambda x, t: -2 * x, x, times, None, noise_like(x)).abs().max())
+        for solver in (build(name, SCHEDULE, {"clip": clip}) for clip in (True, False))
     )
-    assert with_clip == 1
+    assert with_clip == pytest.approx(1, abs=1e-12)
     assert without > 100
 
 
@@ -198,6 +214,38 @@ def test_order_of_convergence(name: str, method: str, order: int, reached: int) 
     assert rates == pytest.approx([reached] * 2, abs=0.25)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "reached"),
+    [
+        ("euler", {}, 1),
+        ("heun", {}, 2),
+        *(("ipndm", {"uneven": True, "order": order}, order) for order in (1, 2, 3, 4)),
+        *(("deis", {"order": order, "lower_order_final": False}, order) for order in (1, 2, 3)),
+        *(
+            ("unipc", {"order": order, "corrector": corrector, **other, "lower_order_final": False}, order + corrector)
+            for order in (1, 2, 3)
+            for corrector in (True, False)
+            for other in ({"variant": "bh1"}, {"variant": "bh2"}, {"predict_x0": False})
+        ),
+    ],
+)
+def test_order_of_convergence_after_a_slow_start(name: str, options: dict[str, Any], reached: int) -> None:
+    # the first moves are of low order; where they are short enough, the order of the later ones shows
+    model, x, solver = Gaussian(SCHEDULE), normal(5), build(name, SCHEDULE, options)
+    errors = []
+    for steps in (80, 160, 320):
+        shares = np.linspace(0, 1, steps + 1) ** 3
+        lambdas = SCHEDULE.log_snr(900) + shares * (SCHEDULE.log_snr(100) - SCHEDULE.log_snr(900))
+        *times, end = SCHEDULE.time_at(lambdas).tolist()
+        state, along = State(x), []
+        for move in solver.moves(times, end):
+            state = solver.step(model.predict, state, move, noise_like(x))
+            along.append(float((state.x - model.flow(x, times[0], move.stop)).abs().max()))
+        errors.append(max(along))  # at the end alone, errors of both signs may cancel
+    rates = [math.log2(before / after) for before, after in pairwise(errors)]
+    assert rates == pytest.approx([reached] * 2, abs=0.3)
+
+
 @pytest.mark.parametrize("name", ["dpm_solver", "dpm_solver++"])
 @pytest.mark.parametrize("method", ["multistep", "singlestep"])
 def test_higher_orders_are_better(name: str, method: str) -> None:
@@ -217,20 +265,130 @@ def test_higher_orders_are_better(name: str, method: str) -> None:
 def test_order_1_is_ddim(end: float | None) -> None:
     times, x = [930, 615.5, 240, 35.25], normal(2, 3)
     expected = solve(build("ddim", SCHEDULE), wavy, x, times, end)
-    for name in ("dpm_solver", "dpm_solver++"):
-        for method in ("multistep", "singlestep"):
-            got = solve(build(name, SCHEDULE, {"order": 1, "method": method}), wavy, x, times, end)
-            assert torch.allclose(got, expected, rtol=1e-11)
+    for name, options in (
+        *(
+            (name, {"method": method})
+            for name in ("dpm_solver", "dpm_solver++")
+            for method in ("multistep", "singlestep")
+        ),
+        ("deis", {}),
+        ("ipndm", {}),
+        ("ipndm", {"uneven": True}),
+        ("unipc", {"corrector": False}),
+        ("unipc", {"corrector": False, "predict_x0": False}),
+    ):
+        got = solve(build(name, SCHEDULE, {**options, "order": 1}), wavy, x, times, end)
+        assert torch.allclose(got, expected, rtol=1e-11)
 
 
-def test_plms_is_exact_for_noise_that_a_cubic_gives() -> None:
-    # Adams-Bashforth of order 4 integrates a cubic exactly; so do its weights extrapolate its mean over the next step
-    from autodiffusion.solvers.plms import ADAMS_BASHFORTH
+@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize("end", [None, 0])
+def test_euler_is_ddim(clip: bool, end: float | None) -> None:
+    times, x = [930, 615, 240, 35], normal(2, 3)
+    for euler, options, eta in (
+        ("euler", {}, 0.0),
+        ("euler_ancestral", {}, 1.0),
+        ("euler_ancestral", {"eta": 0.4}, 0.4),
+    ):
+        got = solve(build(euler, SCHEDULE, {"clip": clip, **options}), wavy, x, times, end, noise_like(x))
+        ddim = build("ddim", SCHEDULE, {"clip": clip, "eta": eta})
+        assert torch.allclose(got, solve(ddim, wavy, x, times, end, noise_like(x)), rtol=1e-12)
 
+
+def test_adams_bashforth_is_exact_for_noise_that_a_cubic_gives() -> None:
+    # of order 4 it integrates a cubic exactly; so do its weights extrapolate its mean over the next step
     for order, weights in ADAMS_BASHFORTH.items():
         for power in range(order):
             mean = sum(weight * (-i) ** power for i, weight in enumerate(weights))
             assert mean == pytest.approx(1 / (power + 1))
+
+
+def slope(t: float, power: int, variable: Callable[[float | None], float]) -> Tensor:
+    """A prediction that is a power of ``variable`` at ``t``, whatever x is."""
+    return torch.full((1,), variable(t) ** power, dtype=torch.float64)
+
+
+def ratio(t: float | None) -> float:
+    return SCHEDULE.sigma(t) / SCHEDULE.alpha(t)
+
+
+POLYNOMIAL_TIMES = [940, 871, 702, 655, 430, 200, 120, 31]
+
+
+@pytest.mark.parametrize("power", [0, 1, 2, 3])
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_uneven_ipndm_integrates_powers_of_sigma_over_alpha(order: int, power: int) -> None:
+    solver, state, errors = build("ipndm", SCHEDULE, {"order": order, "uneven": True}), State(normal(1)), []
+    for move in solver.moves(POLYNOMIAL_TIMES):
+        before, state = state, solver.step(lambda x, t: slope(t, power, ratio), state, move, noise_like(state.x))
+        change = state.x / SCHEDULE.alpha(move.stop) - before.x / SCHEDULE.alpha(move.t)
+        exact = (ratio(move.stop) ** (power + 1) - ratio(move.t) ** (power + 1)) / (power + 1)
+        errors.append(abs(float(change) / exact - 1))
+    assert (max(errors[order - 1 :]) < 1e-9) == (power < order)
+
+
+@pytest.mark.parametrize("power", [0, 1, 2])
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_deis_integrates_powers_of_the_log_snr(order: int, power: int) -> None:
+    solver, state, errors = build("deis", SCHEDULE, {"order": order, "lower_order_final": False}), State(normal(1)), []
+    for move in solver.moves(POLYNOMIAL_TIMES, 0):
+        before, state = (
+            state,
+            solver.step(lambda x, t: slope(t, power, SCHEDULE.log_snr), state, move, noise_like(state.x)),
+        )
+        change = state.x / SCHEDULE.alpha(move.stop) - before.x / SCHEDULE.alpha(move.t)
+        exact = -quad(lambda lam: math.exp(-lam) * lam**power, SCHEDULE.log_snr(move.t), SCHEDULE.log_snr(move.stop))[0]
+        errors.append(abs(float(change) / exact - 1))
+    assert (max(errors[order - 1 :]) < 1e-9) == (power < order)
+
+
+@pytest.mark.parametrize("variant", ["bh1", "bh2"])
+@pytest.mark.parametrize("power", [0, 1, 2, 3])
+@pytest.mark.parametrize("order", [2, 3])
+def test_unipc_corrects_by_powers_of_the_log_snr(order: int, power: int, variant: str) -> None:
+    # what it corrected is where a move begins: there its integral has one point more than the predictor's
+    options = {"order": order, "variant": variant, "lower_order_final": False}
+    solver, state, corrected = build("unipc", SCHEDULE, options), State(normal(1)), []
+
+    def predict(x: Tensor, t: float) -> Tensor:
+        return (x - SCHEDULE.alpha(t) * slope(t, power, SCHEDULE.log_snr)) / SCHEDULE.sigma(t)
+
+    for move in solver.moves(POLYNOMIAL_TIMES, 0):
+        state = solver.step(predict, state, move, noise_like(state.x))
+        assert state.start is not None
+        corrected.append((move.t, float(state.start)))
+    errors = []
+    for (t, x), (stop, x_stop) in pairwise(corrected):
+        change = x_stop / SCHEDULE.sigma(stop) - x / SCHEDULE.sigma(t)
+        exact = quad(lambda lam: math.exp(lam) * lam**power, SCHEDULE.log_snr(t), SCHEDULE.log_snr(stop))[0]
+        errors.append(abs(change - exact))
+    assert (max(errors[order - 1 :]) < 1e-9) == (power <= order)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("ddim", {}),
+        ("ipndm", {}),
+        ("ipndm", {"uneven": True}),
+        ("deis", {"order": 3}),
+        *(("unipc", {"order": 3, "predict_x0": data, "variant": v}) for data in (True, False) for v in ("bh1", "bh2")),
+    ],
+)
+def test_clean_data_is_the_limit_of_little_noise(name: str, options: dict[str, Any]) -> None:
+    betas = NoiseSchedule.from_betas([1e-12, *np.linspace(1e-4, 0.02, 999)])
+    times, x = [940, 702, 655, 200, 31], normal(2, 3)
+    nearly, clean = (solve(build(name, betas, options), wavy, x, times, end) for end in (0, None))
+    assert relative(nearly, clean) < 2e-6
+
+
+def test_lcm_predicts_the_data_and_starts_again() -> None:
+    # as t grows its scalings leave the clean data alone; at 0 they leave the sample alone
+    x, noise = normal(3), noise_like(normal(3))
+    solver = build("lcm", SCHEDULE, {"timestep_scaling": 1e9})
+    step = solve(solver, Gaussian(SCHEDULE, std=0).predict, x, [700], 300, noise)
+    assert torch.allclose(step, 0.7 * SCHEDULE.alpha(300) + SCHEDULE.sigma(300) * noise(0), rtol=1e-12)
+    assert torch.equal(solve(solver, wavy, x, [0]), x)
 
 
 # diffusers
@@ -304,6 +462,128 @@ def test_uneven_lists_of_diffusers(method: str, order: int, name: str, final: st
     assert relative(got, run(scheduler, normal(2, 3))) < (2e-5 if method == "multistep" else 1e-8)
 
 
+def uneven(scheduler: Any, count: int, end: float | None) -> tuple[list[int], NoiseSchedule]:
+    """Makes a scheduler walk random times in float64, by its sigmas; gives them and its noise schedule."""
+    rng = np.random.default_rng(count)
+    times = np.sort(rng.choice(np.arange(1, 1000), count, replace=False))[::-1].tolist()
+    schedule = in_double(scheduler)
+    scheduler.set_timesteps(count)
+    scheduler.timesteps, scheduler.num_inference_steps = torch.tensor(times), count
+    sigmas = [schedule.sigma(t) / schedule.alpha(t) for t in (*times, end)]
+    scheduler.sigmas = torch.tensor(sigmas, dtype=torch.float64)
+    return times, schedule
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("lower", [True, False])
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 7, 16])
+def test_deis_of_diffusers(order: int, lower: bool, count: int) -> None:
+    options = {"lower_order_final": lower}
+    scheduler = DEISMultistepScheduler(beta_schedule="scaled_linear", solver_order=order, **options)
+    times, schedule = uneven(scheduler, count, 0)
+    x = normal(2, 3)
+    got = solve(build("deis", schedule, {"order": order, **options}), wavy, x, times, 0)
+    assert relative(got, run(scheduler, x)) < 1e-11
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("corrector", [True, False])
+# up to clean data it gives NaN for the noise and for bh1
+@pytest.mark.parametrize(
+    ("variant", "predict_x0", "end"),
+    [("bh2", True, None), ("bh2", True, 0), ("bh1", True, 0), ("bh2", False, 0), ("bh1", False, 0)],
+)
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 7, 16])
+def test_unipc_of_diffusers(
+    order: int, variant: str, corrector: bool, predict_x0: bool, end: float | None, count: int
+) -> None:
+    scheduler = UniPCMultistepScheduler(
+        beta_schedule="scaled_linear",
+        solver_order=order,
+        solver_type=variant,
+        predict_x0=predict_x0,
+        disable_corrector=[] if corrector else list(range(count)),
+    )
+    times, schedule = uneven(scheduler, count, end)
+    options = {"order": order, "variant": variant, "corrector": corrector, "predict_x0": predict_x0}
+    x = normal(2, 3)
+    got = solve(build("unipc", schedule, options), wavy, x, times, end)
+    assert relative(got, run(scheduler, x)) < 1e-11
+
+
+def test_unipc_of_diffusers_with_full_order_at_the_end() -> None:
+    scheduler = UniPCMultistepScheduler(beta_schedule="scaled_linear", solver_order=3, lower_order_final=False)
+    times, schedule = uneven(scheduler, 6, 0)
+    got = solve(build("unipc", schedule, {"order": 3, "lower_order_final": False}), wavy, normal(2, 3), times, 0)
+    assert relative(got, run(scheduler, normal(2, 3))) < 1e-11
+
+
+@pytest.mark.parametrize("end", [None, 0])
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 8])
+def test_ipndm_of_diffusers(count: int, end: float | None) -> None:
+    # its own schedule is a quarter circle; what it computes with one is in alphas and betas, and the noise there is
+    # made of v
+    scheduler = IPNDMScheduler()
+    scheduler.set_timesteps(count)
+    times = np.sort(np.random.default_rng(count).choice(np.arange(1, 1000), count, replace=False))[::-1].tolist()
+    scheduler.timesteps = torch.tensor(times)
+    scheduler.alphas = torch.tensor([SCHEDULE.alpha(t) for t in (*times, end)], dtype=torch.float64)
+    scheduler.betas = torch.tensor([SCHEDULE.sigma(t) for t in (*times, end)], dtype=torch.float64)
+    x = normal(2, 3)
+    got = solve(build("ipndm", SCHEDULE), wavy, x, times, end)
+    for t in times:
+        velocity = (wavy(x, t) - SCHEDULE.sigma(t) * x) / SCHEDULE.alpha(t)
+        x = scheduler.step(velocity, t, x).prev_sample
+    assert relative(got, x) < 1e-9
+
+
+def in_sigma(scheduler: Any, x: Tensor, **options: Any) -> Tensor:
+    """Samples with a scheduler that holds x / alpha; ``x`` is the sample at its first time."""
+    x = x * math.sqrt(1 + float(scheduler.sigmas[0]) ** 2)
+    for t in scheduler.timesteps:
+        x = scheduler.step(wavy(scheduler.scale_model_input(x, t), float(t)), t, x, **options).prev_sample
+    return x
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+@pytest.mark.parametrize("cls", [EulerDiscreteScheduler, HeunDiscreteScheduler, EulerAncestralDiscreteScheduler])
+def test_euler_and_heun_of_diffusers(cls: type, count: int) -> None:
+    scheduler = cls(beta_schedule="scaled_linear")
+    times, schedule = uneven(scheduler, count, None)
+    x, options = normal(2, 3), {}
+    scheduler.timesteps = scheduler.timesteps.double()
+    if cls is HeunDiscreteScheduler:
+        name = "heun"
+        first, *others = scheduler.timesteps
+        scheduler.timesteps = torch.stack([first, *(t for t in others for _ in range(2))])
+        first, *others, clean = scheduler.sigmas
+        scheduler.sigmas = torch.stack([first, *(sigma for sigma in others for _ in range(2)), clean])
+    else:
+        name = "euler" if cls is EulerDiscreteScheduler else "euler_ancestral"
+        options = {"generator": torch.Generator().manual_seed(5)}
+    generator = torch.Generator().manual_seed(5)
+    drawn = [torch.randn(x.shape, generator=generator, dtype=x.dtype) for _ in times]
+    got = solve(build(name, schedule), wavy, x, times, None, lambda move: drawn[move])
+    # the two Euler schedulers compute in float32
+    assert relative(got, in_sigma(scheduler, x, **options)) < (1e-10 if name == "heun" else 2e-5)
+
+
+@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_lcm_of_diffusers(count: int, clip: bool) -> None:
+    scheduler = LCMScheduler(clip_sample=clip)
+    schedule, x = in_double(scheduler), normal(2, 3)
+    times = [999, 519, 258, 17][:count]
+    scheduler.set_timesteps(timesteps=times)
+    generator = torch.Generator().manual_seed(5)
+    drawn = [torch.randn(x.shape, generator=generator, dtype=x.dtype) for _ in times]
+    got = solve(build("lcm", schedule, {"clip": clip}), wavy, x, times, None, lambda move: drawn[move])
+    generator = torch.Generator().manual_seed(5)
+    for t in times:
+        x = scheduler.step(wavy(x, t), t, x, generator=generator).prev_sample
+    assert relative(got, x) < 1e-10
+
+
 # The contract of every solver
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
@@ -317,6 +597,24 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
         for method in ("multistep", "singlestep")
         for lower in (True, False)
     ),
+    *(("ipndm", {"order": order, "uneven": uneven}) for order in (1, 2, 3) for uneven in (True, False)),
+    ("ipndm", {"uneven": True}),
+    *(("deis", {"order": order, "lower_order_final": lower}) for order in (1, 2, 3) for lower in (True, False)),
+    *(
+        ("unipc", {"order": order, "variant": variant, "corrector": corrector})
+        for order in (1, 2, 3)
+        for variant in ("bh1", "bh2")
+        for corrector in (True, False)
+    ),
+    *(("unipc", {"order": order, "predict_x0": False, "lower_order_final": False}) for order in (1, 2, 3)),
+    ("euler_ancestral", {"eta": 0.5}),
+    ("lcm", {"timestep_scaling": 0.01}),
+]
+STOCHASTIC = ("euler_ancestral", "lcm")
+LINEAR = [
+    (name, options)
+    for name, options in VARIANTS
+    if name not in STOCHASTIC and not options.get("eta") and not options.get("clip")
 ]
 every_solver = pytest.mark.parametrize(("name", "options"), VARIANTS)
 LISTS: list[tuple[float, ...]] = [
@@ -434,6 +732,34 @@ def test_samples_do_not_see_each_other(name: str, options: dict[str, Any]) -> No
         assert torch.allclose(alone, together[i : i + 1], rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize(("name", "options"), LINEAR)
+@pytest.mark.parametrize("end", [None, 0])
+def test_data_at_one_point_is_reached_at_once(name: str, options: dict[str, Any], end: float | None) -> None:
+    # there the noise and the clean data are the same all along the way, and straight steps are exact
+    model, x, times = Gaussian(SCHEDULE, std=0), normal(4), [960, 700, 655, 300, 120, 40]
+    got = solve(build(name, SCHEDULE, options), model.predict, x, times, end)
+    assert torch.allclose(got, model.flow(x, 960, end), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(("name", "options"), LINEAR)
+@pytest.mark.parametrize("end", [None, 0])
+def test_a_solver_can_be_run_on_symbols(name: str, options: dict[str, Any], end: float | None) -> None:
+    # the first noise and each prediction as a unit vector: the result holds their weights
+    solver, times, x, said = build(name, SCHEDULE, options), [960, 700, 655, 300, 120, 40], normal(2, 3), []
+
+    def predict(x: Tensor, t: float) -> Tensor:
+        said.append(wavy(x, t))
+        return said[-1]
+
+    expected = solve(solver, predict, x, times, end)
+    first, *others = torch.eye(1 + len(said), dtype=torch.float64)
+    answers = iter(others)
+    weights = solve(solver, lambda x, t: next(answers), first, times, end)
+    assert weights.shape == (1 + len(said),)
+    got = sum(float(weight) * tensor for weight, tensor in zip(weights, (x, *said), strict=True))
+    assert torch.allclose(got, expected, rtol=1e-9, atol=1e-9)
+
+
 # What each move is
 
 
@@ -475,6 +801,25 @@ def test_plms_asks_twice_at_first() -> None:
     assert solver.moves([900])[0].ask == (900, 900)
 
 
+def test_orders_of_the_other_multistep_moves() -> None:
+    assert orders("ipndm", 6) == orders("ipndm", 6, end=None) == [1, 2, 3, 4, 4, 4]
+    assert orders("ipndm", 4, order=2) == [1, 2, 2, 2]
+    assert orders("deis", 14, order=3)[-3:] == [3, 2, 1]
+    assert orders("deis", 15, order=3)[-3:] == [3, 3, 3]
+    assert orders("deis", 15, order=3, end=None)[-3:] == [3, 3, 1]
+    assert orders("unipc", 1, order=3) == [1]
+    assert orders("unipc", 5, order=3) == [1, 2, 3, 2, 1]
+    assert orders("unipc", 20, order=3)[-3:] == [3, 2, 1]
+    assert orders("unipc", 5, order=3, lower_order_final=False) == [1, 2, 3, 3, 3]
+    assert orders("unipc", 5, order=3, lower_order_final=False, end=None) == [1, 2, 3, 3, 1]
+
+
+def test_heun_asks_at_both_ends_except_clean_data() -> None:
+    moves = build("heun", SCHEDULE).moves([900, 600, 300])
+    assert [move.ask for move in moves] == [(900, 600), (600, 300), (300,)]
+    assert build("heun", SCHEDULE).moves([900], 0)[0].ask == (900, 0)
+
+
 # Bad input
 
 
@@ -498,6 +843,19 @@ def test_plms_asks_twice_at_first() -> None:
         ("dpm_solver", {"lower_order_final": "yes"}, "lower_order_final = 'yes'"),
         ("dpm_solver", {"lower_orderfinal": True}, "did you mean 'lower_order_final'"),
         ("ddmi", {}, "did you mean 'ddim'"),
+        ("ipndm", {"order": 5}, "solver ipndm: order = 5 is not 1, 2, 3 or 4"),
+        ("ipndm", {"uneven": 1}, "uneven = 1"),
+        ("deis", {"order": 4}, "solver deis: order = 4 is not 1, 2 or 3"),
+        ("unipc", {"order": 0}, "solver unipc: order = 0 is not 1, 2 or 3"),
+        ("unipc", {"variant": "bh3"}, "solver unipc: variant 'bh3' is unknown .did you mean 'bh"),
+        ("unipc", {"corrector": "no"}, "corrector = 'no'"),
+        ("unipc", {"predict_x0": 0}, "predict_x0 = 0"),
+        ("euler", {"eta": 0.5}, "option 'eta' is unknown"),
+        ("heun", {"order": 2}, "option 'order' is unknown"),
+        ("euler_ancestral", {"eta": 1.5}, "solver euler_ancestral: eta = 1.5 lies outside 0 to 1"),
+        ("euler_ancestral", {"eta": math.nan}, "eta = nan"),
+        ("lcm", {"timestep_scaling": 0.0}, "solver lcm: timestep_scaling = 0.0 is not above 0"),
+        ("lcm", {"timestep_scaling": math.inf}, "timestep_scaling = inf"),
     ],
 )
 def test_bad_options(name: str, options: dict[str, Any], message: str) -> None:
@@ -506,7 +864,7 @@ def test_bad_options(name: str, options: dict[str, Any], message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["dpm_solver", "dpm_solver++"])
+@pytest.mark.parametrize("name", ["dpm_solver", "dpm_solver++", "deis", "unipc"])
 @pytest.mark.parametrize("times", [(2e-20, 1e-20), (500.0, 600.0)])
 def test_times_that_do_not_fall(name: str, times: tuple[float, ...]) -> None:
     with pytest.raises(InputError, match="log-SNR does not rise") as caught:

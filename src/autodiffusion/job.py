@@ -12,19 +12,21 @@ import torch
 from autodiffusion.costs import Costs
 from autodiffusion.errors import InputError
 from autodiffusion.evaluate import Evaluator
+from autodiffusion.free import OfSteps
 from autodiffusion.grids import GRIDS
 from autodiffusion.inputs import check_source, find_reference, prepare, teacher_plan
 from autodiffusion.layered import LayeredSpace
 from autodiffusion.metrics import KL, Metric
 from autodiffusion.models import Model, load
 from autodiffusion.names import resolve
-from autodiffusion.plan import Plan
+from autodiffusion.plan import Option, Plan
 from autodiffusion.pricing import Pricing, evaluations_of, layered_space, measured, whole_layers
 from autodiffusion.progress import Quiet
 from autodiffusion.reference import Reference
 from autodiffusion.reference import load as load_reference
 from autodiffusion.resample import resample
 from autodiffusion.settings import Settings
+from autodiffusion.solvers import build
 from autodiffusion.space import SearchSpace
 from autodiffusion.strategies import Strategy
 from autodiffusion.strategies import build as build_strategy
@@ -81,6 +83,7 @@ class Job:
         if free_end is None:
             free_end = solver.continuous
         options = {"clip": model.clip} | settings.solver_options
+        free = free_numbers(settings, model, options, free_end)
         space = SearchSpace.of(
             model.schedule,
             settings.steps,
@@ -89,6 +92,7 @@ class Job:
             continuous=solver.continuous,
             free_end=free_end,
             gap=settings.gap,
+            free=free,
         )
         evaluations = evaluations_of(space, model)
         price = sum(evaluations(settings.steps)) * settings.samples  # builds the solver, which checks its options
@@ -101,7 +105,12 @@ class Job:
         _check_samples(settings, evaluator, reference)
         if settings.teacher:
             teacher_plan(model, settings.teacher)
-        resolved = {"solver_options": options, "free_end": free_end, "features": evaluator.extractor.name}
+        resolved = {
+            "solver_options": options,
+            "free_end": free_end,
+            "free_numbers": bool(space.numbers),
+            "features": evaluator.extractor.name,
+        }
         times, layers, whole_steps = measured(settings, model, times), None, settings.steps
         pricing = _pricing(settings, model, times)
         if settings.layers:
@@ -161,7 +170,24 @@ def _start(name: str, space: SearchSpace, model: Model, layers: LayeredSpace | N
         plan = plan if len(plan.steps) in layers.counts else resample(plan, space.steps)
         return layers.repair(plan, np.random.default_rng(seed))
     plan = resample(plan, space.steps)
-    return space.nearest([*plan.times, plan.end or 0.0] if space.free_end else plan.times)
+    nearest = space.nearest([*plan.times, plan.end or 0.0] if space.free_end else plan.times)
+    return space.plan(space.positions(nearest), space.values(plan)) if plan.solver == space.solver else nearest
+
+
+def free_numbers(settings: Settings, model: Model, options: dict[str, Option], free_end: bool) -> OfSteps:
+    """What the solver leaves open for each step and the search moves.
+
+    Raises:
+        InputError: the solver leaves nothing open though the settings ask for it, or layers are left out as well.
+    """
+    solver = build(settings.solver, model.schedule, options)
+    wanted = solver.searched and not settings.layers if settings.free_numbers is None else settings.free_numbers
+    free = solver.free(settings.steps, not free_end) if wanted else ()
+    if settings.free_numbers and not any(free):
+        raise InputError(f"free_numbers: solver {settings.solver} leaves nothing open for {settings.steps} steps")
+    if any(free) and settings.layers:
+        raise InputError("free_numbers: are not searched together with layers yet; leave out one of the two")
+    return free if any(free) else ()
 
 
 def _check_samples(settings: Settings, evaluator: Evaluator, reference: Reference | None) -> None:

@@ -34,6 +34,8 @@ from autodiffusion.study import LEDGER, PLAN, Study
 
 APART = 0.05
 """By how much of the time range the finalists differ, at least, in one of their nodes."""
+TURNED = 0.25
+"""Or by how much in one of their free numbers."""
 TEACHER = "reference.npz"
 """Where a study keeps a reference that its model made itself."""
 TIMES = "layer_times.json"
@@ -123,6 +125,7 @@ def _confirm(job: Job, metric: Metric | KL, reference: Reference, study: Study, 
     grids = {_grid(job, name): name for name in ["uniform", *(name for name in job.starts if name in GRIDS)][::-1]}
     finalists = choice(ranked, settings.finalists, len(evaluator.model.schedule) - 1)
     starts = [plan for plan in ranked if plan in job.starts.values()][:1]
+    starts += [plan for plan in ranked if not any(plan.params)][:1]
     raced = len(grids) + (len(finalists) + 2) * (len(finalists) > 1)
     dearest = max(job.nfe(plan) for plan in [*grids, *finalists, *starts])
     estimate = (raced + min(2, len(grids)) + 1) * dearest + settings.teacher
@@ -154,17 +157,22 @@ def _confirm(job: Job, metric: Metric | KL, reference: Reference, study: Study, 
 def choice(ranked: Sequence[Plan], count: int, last: float) -> list[Plan]:
     """The first ``count`` plans that differ: neighbours of the best have its luck with the search's noise.
 
-    Two differ in their number of steps, in a node by :data:`APART` of the time range 0 to ``last``, or in a tenth of
-    the layers left out.
+    Two differ in their number of steps, in a node by :data:`APART` of the time range 0 to ``last``, in a free number by
+    :data:`TURNED`, or in a tenth of the layers left out.
     """
 
     def differ(one: Plan, other: Plan) -> bool:
-        if len(one.steps) != len(other.steps):
+        if len(one.steps) != len(other.steps) or any(one.params) != any(other.params):
             return True
         nodes = np.array([(*plan.times, plan.end or 0.0) for plan in (one, other)])
         pairs = [{(i, layer) for i, step in enumerate(plan.steps) for layer in step.skip} for plan in (one, other)]
         layers = len(pairs[0] ^ pairs[1]) > 0.1 * max(map(len, pairs))
-        return layers or bool(np.abs(np.diff(nodes, axis=0)).max() >= APART * last)
+        turned = any(
+            abs(params.get(name, 0.0) - others.get(name, 0.0)) >= TURNED
+            for params, others in zip(one.params, other.params, strict=True)
+            for name in {*params, *others}
+        )
+        return layers or turned or bool(np.abs(np.diff(nodes, axis=0)).max() >= APART * last)
 
     chosen: list[Plan] = []
     for plan in ranked:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,9 +15,11 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     ValidationError,
     field_serializer,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -36,6 +38,7 @@ def _plain(value: object) -> object:
     return value
 
 
+Number = Annotated[float, Field(allow_inf_nan=False)]
 Time = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Option = Annotated[bool | int | float | str, BeforeValidator(_plain)]
 
@@ -52,12 +55,27 @@ class Step(BaseModel):
         t: time in the model's own training time steps, 0 to T - 1; whole for models trained on discrete steps
             unless the solver is continuous.
         skip: numbers of the layers left out, in execution order from 0.
+        params: what the solver leaves open for a step, by name, where that is not plain: ``{"noise": 1.2}``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     t: Time
     skip: frozenset[Annotated[int, Field(ge=0)]] = frozenset()
+    params: dict[str, Number] = {}
+
+    @field_validator("params")
+    @classmethod
+    def _sorted_params(cls, params: dict[str, float]) -> dict[str, float]:
+        return dict(sorted(params.items()))
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Plain steps say nothing of params: plans of before there were any keep their hashes."""
+        content: dict[str, Any] = handler(self)
+        if not self.params:
+            del content["params"]
+        return content
 
     @field_serializer("t")
     def _plain_t(self, t: float) -> float | int:
@@ -131,7 +149,7 @@ class Plan(BaseModel):
         solver_options: dict[str, Option] | None = None,
         origin: dict[str, Any] | None = None,
     ) -> Plan:
-        """A plan of whole-network steps at ``times``, which must strictly decrease."""
+        """A plan of plain whole-network steps at ``times``, which must strictly decrease."""
         return cls(
             solver=solver,
             solver_options=solver_options or {},
@@ -144,6 +162,11 @@ class Plan(BaseModel):
     def times(self) -> tuple[float, ...]:
         """The times of the steps, first to last."""
         return tuple(step.t for step in self.steps)
+
+    @property
+    def params(self) -> tuple[dict[str, float], ...]:
+        """The free numbers of the steps that are not plain, first to last."""
+        return tuple(step.params for step in self.steps)
 
     @property
     def digest(self) -> str:
@@ -164,6 +187,14 @@ class Plan(BaseModel):
         """The same steps without these layers, one set a step; with ``None`` the whole network. Its origin is gone."""
         chosen = [frozenset[int]()] * len(self.steps) if skips is None else skips
         steps = (step.model_copy(update={"skip": skip}) for step, skip in zip(self.steps, chosen, strict=True))
+        return self.model_copy(update={"steps": tuple(steps), "origin": {}})
+
+    def tuned(self, params: Sequence[Mapping[str, float]]) -> Plan:
+        """The same steps with these free numbers, one mapping a step. Its origin is gone."""
+        steps = (
+            step.model_copy(update={"params": dict(sorted(given.items()))})
+            for step, given in zip(self.steps, params, strict=True)
+        )
         return self.model_copy(update={"steps": tuple(steps), "origin": {}})
 
     def with_origin(self, **origin: Any) -> Plan:

@@ -50,7 +50,15 @@ class Stretch:
     def key(self) -> tuple[Any, ...]:
         """Equal for stretches that do the same; sorts plans so that shared beginnings stand next to each other."""
         stop = -1.0 if self.move.stop is None else self.move.stop
-        return (-self.move.t, tuple(sorted(self.skip)), self.name, -stop, self.move.ask, self.move.order)
+        return (
+            -self.move.t,
+            tuple(sorted(self.skip)),
+            self.name,
+            -stop,
+            self.move.ask,
+            self.move.order,
+            self.move.numbers,
+        )
 
 
 Keys: TypeAlias = tuple[tuple[Any, ...], ...]
@@ -127,7 +135,7 @@ def stretches(plan: Plan, model: Model) -> tuple[Stretch, ...]:
         InputError: an unknown solver or option, a time outside the model's schedule, or a layer that it does not have.
     """
     solver = build(plan.solver, model.schedule, plan.solver_options)
-    moves = solver.moves(plan.times, plan.end)
+    moves = solver.path(plan.times, plan.end, plan.params)
     if len(moves) != len(plan.steps):
         raise InputError(
             f"solver {plan.solver} makes {len(moves)} moves of {len(plan.steps)} steps; it needs one a step"

@@ -91,6 +91,7 @@ class Settings(BaseModel):
     solver: str = "ddim"
     solver_options: dict[str, Option] = {}
     free_end: bool | None = None
+    free_numbers: bool | None = None
     gap: Count = 1
     layers: bool = False
     max_cost: str | None = None

@@ -123,6 +123,12 @@ def search_command(
     free_end: Annotated[
         bool | None, typer.Option("--free-end/--clean-end", help="search where the solver stops as well")
     ] = None,
+    free_numbers: Annotated[
+        bool | None,
+        typer.Option(
+            "--free-numbers/--plain", help="search what the solver leaves open for each step as well [for gls, pfdiff]"
+        ),
+    ] = None,
     finalists: Annotated[
         int | None, typer.Option(help=usual("the best so many are compared again on fresh noise", "finalists"))
     ] = None,

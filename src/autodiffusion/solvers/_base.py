@@ -12,6 +12,7 @@ from typing import Any, ClassVar, TypeAlias
 from torch import Tensor
 
 from autodiffusion.errors import InputError
+from autodiffusion.free import OfSteps, values
 from autodiffusion.names import with_options
 from autodiffusion.schedule import NoiseSchedule
 
@@ -31,12 +32,15 @@ class Move:
         stop: where it ends; ``None`` is clean data.
         ask: the times at which the network is evaluated, in order; its length is the move's cost.
         order: the order of the method in this move, where a solver has several.
+        numbers: real numbers that the move goes by, where a solver leaves some open: those of the step, or what follows
+            from them.
     """
 
     t: float
     stop: float | None
     ask: tuple[float, ...]
     order: int = 1
+    numbers: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,8 @@ class Solver(ABC):
 
     continuous: ClassVar[bool] = False
     """Whether the solver's times are real numbers, of which the network gets whatever the solver needs."""
+    searched: ClassVar[bool] = False
+    """Whether a search moves its free numbers where nothing is said about it."""
 
     @abstractmethod
     def step(self, predict: Predict, state: State, move: Move, noise: Noise) -> State:
@@ -80,6 +86,29 @@ class Solver(ABC):
         """One move a step, from each of ``times`` to the next and at last to ``end``."""
         stops = (*times[1:], end)
         return tuple(Move(t, stop, (t,)) for t, stop in zip(times, stops, strict=True))
+
+    def free(self, steps: int, clean: bool = True) -> OfSteps:
+        """What is left open for each of ``steps`` steps, by default nothing.
+
+        Args:
+            clean: whether the last step ends in clean data, not at a time before.
+        """
+        return ((),) * steps
+
+    def path(
+        self, times: Sequence[float], end: float | None = None, params: Sequence[Mapping[str, float]] | None = None
+    ) -> tuple[Move, ...]:
+        """The moves of a plan: :meth:`moves` with the free numbers of its steps.
+
+        Raises:
+            InputError: a free number that the step does not have, or a value out of range.
+        """
+        free = self.free(len(times), end is None)
+        return self._with(self.moves(times, end), values(free, params or ({},) * len(times)))
+
+    def _with(self, moves: tuple[Move, ...], numbers: Sequence[tuple[float, ...]]) -> tuple[Move, ...]:
+        """The moves with the free numbers of each step, in the order of :meth:`free`; solvers that have any say how."""
+        return moves
 
     def epsilon(self, predict: Predict, x: Tensor, t: float) -> Tensor:
         """The noise in ``x`` at ``t``, after clipping where that is asked for."""
@@ -119,18 +148,20 @@ def solve(
     times: Sequence[float],
     end: float | None = None,
     noise: Noise | None = None,
+    params: Sequence[Mapping[str, float]] | None = None,
 ) -> Tensor:
     """Samples along ``times`` from ``x``, pure noise at the first of them; the plain loop, for tests and users.
 
     Args:
         x: ``[B, ...]``.
         noise: needed by stochastic solvers only.
+        params: the free numbers of each step, where they are not plain.
     """
 
     def no_noise(_: int) -> Tensor:
         raise InputError(f"{type(solver).__name__} with these options needs noise for its steps")
 
     state = State(x)
-    for move in solver.moves(times, end):
+    for move in solver.path(times, end, params):
         state = solver.step(predict, state, move, noise or no_noise)
     return state.x

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from autodiffusion.errors import InputError
+from autodiffusion.free import FreeNumber, OfSteps
 from autodiffusion.solvers._base import Move, Noise, Predict, Solver, State
 
 
@@ -14,7 +16,7 @@ class DDIM(Solver):
     """Song et al. 2021, equation 12, from any time to any earlier one.
 
     Attributes:
-        eta: 0 is deterministic, 1 has the noise of ancestral sampling (DDPM); in [0, 1].
+        eta: 0 is deterministic, 1 has the noise of ancestral sampling (DDPM); in [0, 1]. Each step may have its own.
     """
 
     eta: float = 0.0
@@ -23,12 +25,22 @@ class DDIM(Solver):
         if not 0 <= self.eta <= 1:
             raise InputError(f"solver ddim: eta = {self.eta} lies outside 0 to 1")
 
+    def free(self, steps: int, clean: bool = True) -> OfSteps:
+        return ((FreeNumber("eta", 0, 1, self.eta),),) * steps
+
+    def _with(self, moves: tuple[Move, ...], numbers: Sequence[tuple[float, ...]]) -> tuple[Move, ...]:
+        # a move that says nothing has the option's eta
+        return tuple(
+            replace(move, numbers=etas[: etas != (self.eta,)]) for move, etas in zip(moves, numbers, strict=True)
+        )
+
     def step(self, predict: Predict, state: State, move: Move, noise: Noise) -> State:
         epsilon, x0 = self.both(predict, state.x, move.t)
         alpha, sigma = self.schedule.alpha(move.t), self.schedule.sigma(move.t)
         alpha_next, sigma_next = self.schedule.alpha(move.stop), self.schedule.sigma(move.stop)
+        eta = move.numbers[0] if move.numbers else self.eta
         # equation 16: the part of sigma_next that is drawn anew
-        drawn = self.eta * sigma_next / sigma * math.sqrt(max(0.0, 1 - (alpha / alpha_next) ** 2))
+        drawn = eta * sigma_next / sigma * math.sqrt(max(0.0, 1 - (alpha / alpha_next) ** 2))
         x = alpha_next * x0 + math.sqrt(max(0.0, sigma_next**2 - drawn**2)) * epsilon
         if drawn > 0:
             x = x + drawn * noise(state.moves)

@@ -5,16 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from torch import Tensor
-
 from autodiffusion.solvers._base import Move, Noise, Predict, Solver, State, combine
-
-ADAMS_BASHFORTH = {
-    2: (3 / 2, -1 / 2),
-    3: (23 / 12, -16 / 12, 5 / 12),
-    4: (55 / 24, -59 / 24, 37 / 24, -9 / 24),
-}
-"""For each order the weights of the predictions, newest first, on evenly spaced times."""
+from autodiffusion.solvers._linear import ADAMS_BASHFORTH, transfer
 
 
 @dataclass(frozen=True)
@@ -35,17 +27,12 @@ class PLMS(Solver):
         newest = self.epsilon(predict, state.x, move.t)
         history = (*state.history, (move.t, newest))
         if move.order == 1:
-            ahead = self.epsilon(predict, self._transfer(state.x, newest, move), move.ask[1])
-            epsilon = (newest + ahead) / 2
+            ahead = transfer(self.schedule, state.x, newest, move.t, move.stop)
+            epsilon = (newest + self.epsilon(predict, ahead, move.ask[1])) / 2
         else:
             epsilon = combine(ADAMS_BASHFORTH[move.order], (prediction for _, prediction in reversed(history)))
-        return replace(state, x=self._transfer(state.x, epsilon, move), moves=state.moves + 1, history=history[-3:])
-
-    def _transfer(self, x: Tensor, epsilon: Tensor, move: Move) -> Tensor:
-        """From the move's start to its end along this noise: one DDIM step."""
-        alpha, sigma = self.schedule.alpha(move.t), self.schedule.sigma(move.t)
-        alpha_next, sigma_next = self.schedule.alpha(move.stop), self.schedule.sigma(move.stop)
-        return alpha_next * ((x - sigma * epsilon) / alpha) + sigma_next * epsilon
+        x = transfer(self.schedule, state.x, epsilon, move.t, move.stop)
+        return replace(state, x=x, moves=state.moves + 1, history=history[-3:])
 
 
 solver = PLMS

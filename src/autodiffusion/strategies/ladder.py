@@ -9,6 +9,7 @@ from itertools import product
 from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autodiffusion.errors import InputError
 from autodiffusion.plan import Plan
@@ -24,7 +25,7 @@ FEW = 3
 """Plans with all samples; where no more can be afforded than so many, there is nothing to race for."""
 
 Losses: TypeAlias = dict[Plan, float]
-Weights: TypeAlias = np.ndarray[tuple[int], np.dtype[np.float64]]
+Weights: TypeAlias = NDArray[np.float64]
 Asking: TypeAlias = Generator[list[Plan], tuple[Losses, Mapping[Plan, float]], None]
 """Yields the plans to score and is sent their losses and errors."""
 
@@ -53,8 +54,9 @@ class Ladder(Strategy):
         step: first step of refining as a share of the time range.
         smallest_step: at which refining ends; at least one time step.
         family: whether to try the family of curves, not only the given starts.
-        most: what the search spends at most, as plans with all samples. The default is a fiftieth of what 500 plans of
-            5,000 samples cost, the paper's search.
+        number_step: first step of refining free numbers, as a share of their range.
+        most: what the search spends at most, as plans with all samples; thrice as much where numbers are free. The
+            default is a fiftieth of what 500 plans of 5,000 samples cost, the paper's search.
     """
 
     explorations: int = 4
@@ -63,6 +65,7 @@ class Ladder(Strategy):
     scale: float = 0.15
     step: float = 0.03
     smallest_step: float = 0.008
+    number_step: float = 0.12
     family: bool = True
     most: float = 100
     full: Losses = field(default_factory=dict, init=False)
@@ -74,9 +77,10 @@ class Ladder(Strategy):
         for name, least in (("explorations", 0), ("children", 4), ("elite", 1), ("most", 1)):
             if getattr(self, name) < least:
                 raise InputError(f"strategy ladder: {name} = {getattr(self, name)} must be at least {least}")
-        for name in ("scale", "step", "smallest_step"):
+        for name in ("scale", "step", "smallest_step", "number_step"):
             if not 0 < getattr(self, name) <= 1:
                 raise InputError(f"strategy ladder: {name} = {getattr(self, name)} lies outside 0 to 1")
+        self.most *= 3 if self.space.numbers else 1
         self._rng = np.random.default_rng(self.seed)
         self._asking = self._climb()
         self._told: tuple[Losses, Mapping[Plan, float]] | None = None
@@ -88,7 +92,9 @@ class Ladder(Strategy):
         starts = len(set(self.starts)) + (len(FIRST) * len(LAST) * len(POWERS) if self.family else 0)
         exploring = self.explorations * (self.children * (RUNGS[0] + RUNGS[1] / 4) + 2)
         refining = 10 * (2 * (self.space.nodes + 4) * RUNGS[1] + 1)
-        return round(min(self.most, starts * (RUNGS[0] + RUNGS[1] / 3) + 2 * self.elite + exploring + 2 * refining))
+        turning = 2.5 * 2 * len(self.space.numbers) + 60 * bool(self.space.numbers)
+        times = starts * (RUNGS[0] + RUNGS[1] / 3) + 2 * self.elite + exploring + 2 * refining
+        return round(min(self.most, times + turning))
 
     def propose(self, rng: np.random.Generator) -> list[Plan]:
         try:
@@ -111,6 +117,9 @@ class Ladder(Strategy):
     def _finish(self) -> Asking:
         """Refines; then again with a full score of more samples, so that what is found does not fit its one noise."""
         yield from self._refine()
+        if self.space.numbers and self._best():
+            yield from self._refine("numbers", self.number_step)
+            yield from self._refine("all")
         if len(self.seen) == 1:  # the space has no other plan to compare with
             return
         for self.whole in WIDER:
@@ -118,7 +127,7 @@ class Ladder(Strategy):
             yield from self._score(best, self.whole)
             if not self._best():
                 return
-            yield from self._refine()
+            yield from self._refine("all")
 
     def _score(
         self, plans: Sequence[Plan], share: float, anchor: Plan | None = None
@@ -182,25 +191,41 @@ class Ladder(Strategy):
                 yield from self._score(promising, self.whole, best)
 
     def _best(self) -> list[Plan]:
-        """The elite: of the plans scored with all samples those of lowest loss."""
-        return sorted(self.full, key=lambda plan: self.full[plan])[: self.elite]
+        """The elite: of the plans scored with all samples those of lowest loss.
+
+        Where numbers are free, the best plain plan is its last: should the others have fitted their noise, more samples
+        show it, and the search goes on from there.
+        """
+        ranked = sorted(self.full, key=lambda plan: self.full[plan])
+        tuned = [plan for plan in ranked if any(plan.params)]
+        plain = [plan for plan in ranked if plan not in tuned]
+        return (
+            sorted(tuned[: self.elite - 1] + plain[:1], key=lambda plan: self.full[plan])
+            if tuned
+            else ranked[: self.elite]
+        )
 
     def _child(self, scale: float) -> Plan:
-        rng, elite = self._rng, self._best()
+        rng, elite, space = self._rng, self._best(), self.space.plain
         parent = elite[min(int(rng.exponential(1.2)), len(elite) - 1)]
         if len(elite) == 1 or rng.random() > 0.35:
-            return self.space.mutate(parent, rng, 0.5, scale)
+            return space.mutate(parent, rng, 0.5, scale)
         other = elite[rng.integers(len(elite))]
-        crossed = self.space.cross(parent, other, rng)
-        child = crossed if rng.random() < 0.5 else self.space.blend(parent, other, rng.random())
-        return child if rng.random() < 0.5 else self.space.mutate(child, rng, 0.4, scale / 2)
+        crossed = space.cross(parent, other, rng)
+        child = crossed if rng.random() < 0.5 else space.blend(parent, other, rng.random())
+        return child if rng.random() < 0.5 else space.mutate(child, rng, 0.4, scale / 2)
 
-    def _refine(self) -> Asking:
-        """Moves the times of the best plan until nothing is better with :data:`LAST_LOOK` of the samples."""
-        anchor, share = self._best()[0], self.glance * self.whole
-        moves = self._moves(anchor)
+    def _refine(self, what: str = "times", step: float | None = None) -> Asking:
+        """Moves the best plan until nothing is better with :data:`LAST_LOOK` of the samples.
+
+        Args:
+            what: ``times``, ``numbers`` or ``all``.
+            step: the first, as a share of the range.
+        """
+        anchor, share, step = self._best()[0], self.glance * self.whole, step or self.step
+        moves = (self._moves(anchor) if what != "numbers" else []) + (self._turns() if what != "times" else [])
         least = max(self.smallest_step, 1 / (len(self.space.times) - 1))
-        steps = [self.step] * len(moves)
+        steps = [step] * len(moves)
         tried: set[Plan] = set()
         while True:
             best, best_loss = anchor, self.full[anchor]
@@ -226,7 +251,7 @@ class Ladder(Strategy):
             if max(steps) < least:
                 if share >= LAST_LOOK * self.whole:
                     return
-                share, steps, tried = 2 * share, [self.step] * len(moves), {anchor}
+                share, steps, tried = 2 * share, [step] * len(moves), {anchor}
 
     def _push(self, plan: Plan, weights: Weights, distance: float) -> Plan:
         return self.space.push(plan, weights, distance)
@@ -238,6 +263,13 @@ class Ladder(Strategy):
         whole = [np.ones(nodes), falling, 4 * falling * (1 - falling), 1 - falling]
         single = np.eye(nodes)[::-1]
         return [*(whole if nodes > 1 else []), *single]
+
+    def _turns(self) -> list[Weights]:
+        """Weights in each move of free numbers: all of a name first, then single ones, the last first."""
+        names = [number.name for _, number in self.space.numbers]
+        groups = [np.array([float(name == other) for other in names]) for name in dict.fromkeys(names)]
+        single = np.eye(len(names))[::-1]
+        return [np.append(np.zeros(self.space.nodes), weights) for weights in [*groups, *single]]
 
 
 strategy = Ladder

@@ -205,8 +205,8 @@ class Prune(Ladder):
         skips = [step.skip - {layer for j, layer in back if j == i} for i, step in enumerate(plan.steps)]
         return self._fill(self._thin(plan.leaving(skips), float(self._rng.choice(POWERS)), 1.0))
 
-    def _refine(self) -> Asking:
-        yield from super()._refine()
+    def _refine(self, what: str = "times", step: float | None = None) -> Asking:
+        yield from super()._refine(what, step)
         yield from self._exchange()
 
     def _exchange(self) -> Asking:

@@ -1,0 +1,70 @@
+"""What multistep solvers in the half-log-SNR lambda share: the order of each move, and one exponential step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TypeAlias
+
+from torch import Tensor
+
+from autodiffusion.errors import InputError
+from autodiffusion.schedule import NoiseSchedule
+from autodiffusion.solvers._base import Move, combine
+from autodiffusion.solvers._linear import lagrange
+from autodiffusion.solvers.dpm_solver import tail
+
+Weigh: TypeAlias = Callable[[float, Sequence[float]], Sequence[float]]
+"""(signed width of the step in lambda, places of the predictions in units of it, the first 0) -> their weights."""
+
+
+def with_orders(
+    name: str, schedule: NoiseSchedule, moves: Sequence[Move], order: int, lower_final: bool
+) -> tuple[Move, ...]:
+    """The moves with the order of each: it grows by one a move; with ``lower_final`` it falls so at the end.
+
+    The polynomial in lambda has no finite integral up to clean data, so a move to there is of order 1.
+
+    Raises:
+        InputError: two times do not fall, or are so close that their log-SNRs are equal in float64.
+    """
+    ordered = []
+    for i, move in enumerate(moves):
+        if schedule.log_snr(move.t) >= schedule.log_snr(move.stop):
+            where = f"from t = {move.t} to {move.stop}"
+            raise InputError(f"solver {name}: log-SNR does not rise {where}; give falling times further apart")
+        here = min(order, i + 1, len(moves) - i if lower_final else order)
+        ordered.append(replace(move, order=1 if move.stop is None else here))
+    return tuple(ordered)
+
+
+def exponential_step(
+    schedule: NoiseSchedule,
+    x: Tensor,
+    used: Sequence[tuple[float, Tensor]],
+    stop: float,
+    data: bool,
+    weigh: Weigh,
+) -> Tensor:
+    """The sample at ``stop``, a time, from ``x`` at the time of the first of the predictions used.
+
+    x / alpha changes by the integral of -exp(-lambda) epsilon over lambda, x / sigma by that of exp(lambda) x0: one
+    formula, with alpha and sigma exchanged and the sign of the width.
+
+    Args:
+        used: predictions with their times, of the noise or, with ``data``, of the clean data.
+    """
+    start = used[0][0]
+    width = schedule.log_snr(stop) - schedule.log_snr(start)
+    places = [(schedule.log_snr(t) - schedule.log_snr(start)) / width for t, _ in used]
+    scale, other, signed = schedule.alpha, schedule.sigma, width
+    if data:
+        scale, other, signed = other, scale, -width
+    weights = (-other(stop) * weight for weight in weigh(signed, places))
+    return combine((scale(stop) / scale(start), *weights), (x, *(prediction for _, prediction in used)))
+
+
+def exact(width: float, places: Sequence[float]) -> list[float]:
+    """The weights that integrate the polynomial in lambda through the predictions."""
+    return lagrange(places, [math.factorial(k) * tail(k + 1, width) for k in range(len(places))])

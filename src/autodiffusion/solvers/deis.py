@@ -1,0 +1,49 @@
+"""DEIS (Zhang and Chen 2023), multistep, orders 1 to 3."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from autodiffusion.errors import InputError
+from autodiffusion.solvers._base import Move, Noise, Predict, Solver, State
+from autodiffusion.solvers._log_snr import exact, exponential_step, with_orders
+from autodiffusion.solvers.dpm_solver import FEW
+
+
+@dataclass(frozen=True)
+class DEIS(Solver):
+    """Exponential integrator with a polynomial through the noise that was predicted last (Zhang and Chen 2023).
+
+    The polynomial is one in log(sigma / alpha), as diffusers' ``logrho``, and is integrated exactly. Multistep
+    DPM-Solver has the same polynomial, but approximates the integral of its slope in order 2, and takes half of that
+    of its curvature in order 3. A move to clean data is of order 1.
+
+    Attributes:
+        order: 1, 2 or 3; order 1 is DDIM.
+        lower_order_final: lower the order by one a move towards the end, for fewer than 15 times.
+    """
+
+    order: int = 2
+    lower_order_final: bool = True
+
+    continuous: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.order not in (1, 2, 3):
+            raise InputError(f"solver deis: order = {self.order} is not 1, 2 or 3")
+
+    def moves(self, times: Sequence[float], end: float | None = None) -> tuple[Move, ...]:
+        lower = self.lower_order_final and len(times) < FEW
+        return with_orders("deis", self.schedule, super().moves(times, end), self.order, lower)
+
+    def step(self, predict: Predict, state: State, move: Move, noise: Noise) -> State:
+        epsilon, x0 = self.both(predict, state.x, move.t)
+        used = ((move.t, epsilon), *reversed(state.history))[: move.order]
+        kept = (*state.history, (move.t, epsilon))[-max(self.order - 1, 1) :]
+        x = x0 if move.stop is None else exponential_step(self.schedule, state.x, used, move.stop, False, exact)
+        return State(x, state.moves + 1, kept)
+
+
+solver = DEIS

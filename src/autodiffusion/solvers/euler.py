@@ -1,0 +1,23 @@
+"""Euler in sigma / alpha (Karras et al. 2022; k-diffusion)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from autodiffusion.solvers._base import Move, Noise, Predict, Solver, State
+from autodiffusion.solvers._linear import towards
+
+
+@dataclass(frozen=True)
+class Euler(Solver):
+    """Euler's step of d(x / alpha) / d(sigma / alpha) = epsilon (Karras et al. 2022, algorithm 1).
+
+    It equals deterministic DDIM (Song et al. 2021, equation 13), and is here for its name.
+    """
+
+    def step(self, predict: Predict, state: State, move: Move, noise: Noise) -> State:
+        epsilon, x0 = self.both(predict, state.x, move.t)
+        return replace(state, x=towards(self.schedule, x0, epsilon, move.stop), moves=state.moves + 1)
+
+
+solver = Euler
