@@ -49,7 +49,8 @@ class Result:
     Attributes:
         plan: the plan, with its fresh-noise figure and its cost as origin.
         rows: the final table: uniform, the best named grid, found, and the teacher where asked for; each with its
-            ``cost`` in every unit that is known, where the network has layers.
+            ``cost`` in every unit that is known, where the network has layers; found also with what it ``searched``:
+            its score in the search, on so many samples.
         search_cost: spent on candidates; ``confirm_cost`` on choosing among the best and on the table.
     """
 
@@ -116,7 +117,7 @@ def _confirm(job: Job, metric: Metric | KL, reference: Reference, study: Study, 
     """Chooses among the best on fresh noise, and scores the choice and its opponents on other fresh noise."""
     settings, evaluator = job.settings, job.evaluator
     before = replace(evaluator.cost)
-    scored = list(standings(study.events, metric))
+    scored = standings(study.events, metric)
     if not scored:
         raise RunError(f"no candidate could be scored; {study.folder / LEDGER} says why for each")
     ranked = [plan for plan in scored if job.allows(plan)]
@@ -143,11 +144,12 @@ def _confirm(job: Job, metric: Metric | KL, reference: Reference, study: Study, 
     metrics = list(dict.fromkeys([settings.metric, REPORTED]))
     rows = confirm(evaluator, reference, named, metrics, settings.confirm_samples, settings.seed, progress.tick)
     spent = evaluator.cost - before
+    searched = {"found": _searched(scored.get(named["found"]), metric)}
     study.record(
         {
             "event": "confirm",
             "finalists": [finalist.digest for finalist in finalists],
-            "rows": [row.to_json() | _cost(job, row.plan) for row in rows],
+            "rows": [row.to_json() | _cost(job, row.plan) | searched.get(row.name, {}) for row in rows],
             "evaluations": spent.evaluations,
             "saved": spent.saved,
         }
@@ -181,6 +183,14 @@ def choice(ranked: Sequence[Plan], count: int, last: float) -> list[Plan]:
         if all(differ(plan, other) for other in chosen):
             chosen.append(plan)
     return chosen
+
+
+def _searched(standing: tuple[int, float] | None, metric: Metric | KL) -> dict[str, Any]:
+    """What a row says of its plan's score in the search, to be held against the one on fresh noise."""
+    if standing is None:
+        return {}
+    samples, loss = standing
+    return {"searched": {"samples": samples, "value": -loss if metric.better == "higher" else loss}}
 
 
 def _cost(job: Job, plan: Plan) -> dict[str, Any]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
 from autodiffusion.errors import InputError
+from autodiffusion.free import OfSteps, values
 from autodiffusion.grids import spread
+from autodiffusion.names import with_options
 from autodiffusion.plan import MAX_STEPS, Plan, tidy
+from autodiffusion.schedule import NoiseSchedule
 
 
 def resample(plan: Plan, steps: int) -> Plan:
@@ -19,10 +23,12 @@ def resample(plan: Plan, steps: int) -> Plan:
     stay. Where the last step stands at time 0 itself, it stays too, and the others are set on the way to it. Times that
     were all whole are rounded, and moved apart where that makes them equal.
 
-    Whatever else a step says, such as the layers to leave out, a new one takes from the old one nearest in u.
+    The layers to leave out a new step takes from the old one nearest in u. So it does with each number that the solver
+    leaves open for it, from the nearest for which that number was open.
 
     Raises:
-        InputError: ``steps`` is less than 1, or more than fit between the first time and the end.
+        InputError: ``steps`` is less than 1, or more than fit between the first time and the end; or the plan's steps
+            hold numbers that its solver does not have there.
     """
     from scipy.interpolate import PchipInterpolator
 
@@ -53,4 +59,31 @@ def resample(plan: Plan, steps: int) -> Plan:
     for j, t in enumerate(times):
         nearest = min((2 * j * before + after - 1) // (2 * after), len(plan.steps) - 1)  # of two, the earlier
         chosen.append(plan.steps[nearest].model_copy(update={"t": float(t)}))
-    return plan.model_copy(update={"steps": tuple(chosen), "origin": origin})
+    resampled = plan.model_copy(update={"steps": tuple(chosen), "origin": origin})
+    if not any(plan.params):
+        return resampled
+    return resampled.tuned(_numbers(plan, steps, before, after)).with_origin(**origin)
+
+
+def _numbers(plan: Plan, steps: int, before: int, after: int) -> list[dict[str, float]]:
+    """The free numbers of each new step; old step i stands at u = i / ``before``, new step j at j / ``after``."""
+    # found by its name, for strategies resample too and see no solvers; what is open depends on no schedule
+    solver: Any = with_options("solvers", plan.solver, plan.solver_options, NoiseSchedule.linear(MAX_STEPS + 1))
+    clean, params = plan.end is None, plan.params
+    old: OfSteps = solver.free(len(params), clean)
+    new: OfSteps = solver.free(steps, clean)
+    values(old, params)
+    places: dict[str, list[int]] = {}
+    for i, numbers in enumerate(old):
+        for number in numbers:
+            places.setdefault(number.name, []).append(i)
+    known = {name: np.array(where) for name, where in places.items()}
+    found: list[dict[str, float]] = [{} for _ in range(steps)]
+    for j, numbers in enumerate(new):
+        for number in numbers:
+            if number.name in known:
+                where = known[number.name]
+                said = params[where[np.abs(where * after - j * before).argmin()]]  # of two, the earlier
+                if number.name in said:
+                    found[j][number.name] = min(max(said[number.name], number.low), number.high)
+    return found

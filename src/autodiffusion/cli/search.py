@@ -198,7 +198,9 @@ def search_command(
         return print_json(shown[0] if len(counts) < 2 else {"out": str(out), "searches": shown})
     for folder, result in found.items():
         print_rows(result.rows, costs=bool(options.get("layers")))
-        cost = result.search_cost
+        cost, metric = result.search_cost, result.plan.origin["metric"]
+        if searched := next((row["searched"] for row in result.rows if "searched" in row), None):
+            print(f"found: its {metric} in the search was {searched['value']:.4g}, on {searched['samples']:,} samples")
         print(
             f"search: {cost.evaluations:,} network evaluations times samples, {cost.saved:,} more saved by sharing; "
             f"confirmation: {result.confirm_cost.evaluations:,}"

@@ -51,7 +51,9 @@ class State:
         x: the sample, ``[B, ...]``.
         moves: how many have been made.
         history: earlier predictions with their times, oldest first, as far as the solver still needs them.
-        start: the sample at the start of a block of moves that belong together (singlestep methods).
+        start: an earlier sample that the solver goes back to: of a singlestep method the one at the start of the block
+            of moves that belong together, of ``gls`` the first noise, of UniPC the corrected sample at which the last
+            move began.
     """
 
     x: Tensor

@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from autodiffusion.errors import InputError
 from autodiffusion.solvers._base import Move, Noise, Predict, Solver, State
-from autodiffusion.solvers._log_snr import exact, exponential_step, with_orders
-from autodiffusion.solvers.dpm_solver import FEW
+from autodiffusion.solvers._log_snr import FEW, check_order, exact, exponential_step, with_orders
 
 
 @dataclass(frozen=True)
@@ -31,8 +29,7 @@ class DEIS(Solver):
     continuous: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.order not in (1, 2, 3):
-            raise InputError(f"solver deis: order = {self.order} is not 1, 2 or 3")
+        check_order("deis", self.order)
 
     def moves(self, times: Sequence[float], end: float | None = None) -> tuple[Move, ...]:
         lower = self.lower_order_final and len(times) < FEW

@@ -10,7 +10,7 @@ from typing import ClassVar
 from autodiffusion.errors import InputError, nearest
 from autodiffusion.solvers._base import Move, Noise, Predict, Solver, State
 from autodiffusion.solvers._linear import transfer
-from autodiffusion.solvers._log_snr import exact, exponential_step, with_orders
+from autodiffusion.solvers._log_snr import check_order, exact, exponential_step, with_orders
 
 VARIANTS = ("bh1", "bh2")
 
@@ -43,8 +43,7 @@ class UniPC(Solver):
     continuous: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.order not in (1, 2, 3):
-            raise InputError(f"solver unipc: order = {self.order} is not 1, 2 or 3")
+        check_order("unipc", self.order)
         if self.variant not in VARIANTS:
             raise InputError(
                 f"solver unipc: variant '{self.variant}' is unknown {nearest(str(self.variant), VARIANTS)}"

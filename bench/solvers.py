@@ -1,0 +1,203 @@
+"""What the search finds with each solver, with and without its free numbers, and with the solver left to it.
+
+    .venv/bin/python -m bench.solvers [--models ...] [--steps 4,6,10] [--entries ...] [--seed 0] [--table-only]
+
+The default search for each model of the benchmark, number of steps and entry, an entry being a solver with its options.
+All figures are FIDs with 95 % intervals on the same fresh noise, which no search has seen; beside them the best named
+grid (with DDIM), DDIM's 50 and 100 uniform steps, and what the search thought of its plan. Searches resume where they
+stopped; a row that ``bench/results/solvers.json`` has is not made again. Start it twice for two cores with different
+``--entries``, models or steps and ``--out``, and join the files with ``--join``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from autodiffusion.confirm import confirm, figure
+from autodiffusion.evaluate import Evaluator
+from autodiffusion.grids import GRIDS
+from autodiffusion.inputs import check_source, plan_of, prepare
+from autodiffusion.loop import search
+from autodiffusion.models import load
+from autodiffusion.plan import Plan
+from autodiffusion.progress import Shown
+from autodiffusion.reference import Reference
+from autodiffusion.settings import Settings
+from autodiffusion.study import write
+from bench.compare import BATCH, MODELS, STEPS
+from bench.models import reference_of
+
+ENTRIES: dict[str, dict[str, Any]] = {
+    "ddim": {"solver": "ddim"},
+    "ipndm": {"solver": "ipndm"},
+    "dpm_solver++": {"solver": "dpm_solver++"},
+    "unipc": {"solver": "unipc"},
+    "deis": {"solver": "deis"},
+    "pfdiff, plain": {"solver": "pfdiff", "free_numbers": False},
+    "pfdiff": {"solver": "pfdiff"},
+    "gls": {"solver": "gls"},
+    "gls on dpm_solver++": {"solver": "gls", "solver_options": {"plain": "dpm_solver++"}},
+}
+FINAL = {"bundled": 5_000, "mixture": 10_000, "empirical": 4_000}
+"""Fresh samples of a figure."""
+UNIFORM = (50, 100)
+"""Steps of the rows to compare with."""
+
+
+@cache
+def judge(model: str) -> tuple[Evaluator, Reference]:
+    evaluator, source = prepare(load(f"bench.models:{model}"), reference=reference_of(model), batch_size=BATCH[model])
+    reference = check_source(source, evaluator, ["fid"])
+    assert reference is not None
+    return evaluator, reference
+
+
+def judged(model: str, plans: dict[str, Plan], samples: int) -> list[dict[str, Any]]:
+    """The rows of plans on fresh noise, whatever the search."""
+    return [row.to_json() for row in confirm(*judge(model), plans, ["fid"], samples, seed=0)]
+
+
+def searched(args: argparse.Namespace, model: str, steps: int, entry: str) -> dict[str, Any]:
+    """The row of a search."""
+    settings = Settings.of(
+        model=f"bench.models:{model}",
+        reference=reference_of(model),
+        batch_size=BATCH[model],
+        steps=steps,
+        seed=args.seed,
+        budget=args.budget,
+        **ENTRIES[entry],
+    )
+    folder = args.runs / f"{model}-{steps}-{entry.replace(', ', '-').replace(' ', '-')}-{args.seed}"
+    with Shown() as progress:
+        result = search(settings, folder, progress)
+    [row] = judged(model, {entry: result.plan}, args.final or FINAL[model])
+    found = next(row for row in result.rows if row["name"] == "found")
+    return row | {
+        "model": model,
+        "steps": steps,
+        "search": result.search_cost.evaluations,
+        "seed of the search": args.seed,
+        "in the search": found.get("searched"),
+        "fresh": {"samples": found["samples"], **found["scores"]["fid"]},
+    }
+
+
+def baselines(args: argparse.Namespace, model: str, steps: int) -> list[dict[str, Any]]:
+    """The rows of the best named grid and of many uniform steps, with DDIM."""
+    made, samples = judge(model)[0].model, args.final or FINAL[model]
+    grids = judged(model, {name: plan_of(f"{name}:{steps}", made, "ddim") for name in GRIDS}, samples)
+    best = min((row for row in grids if row["problem"] is None), key=lambda row: row["scores"]["fid"]["value"])
+    many = {f"uniform {count}": plan_of(f"uniform:{count}", made, "ddim") for count in UNIFORM}
+    rows = [best | {"name": "best grid", "grid": best["name"]}, *judged(model, many, samples)]
+    return [row | {"model": model, "steps": steps} for row in rows]
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The Markdown tables: figures, and what the searches cost and thought."""
+    lines = [
+        "Made by `python -m bench.solvers`; the rows are in `solvers.json`.",
+        "",
+        "FID [95 % interval] on fresh noise, and network evaluations for one sample where they are not the steps.",
+    ]
+    for model in dict.fromkeys(row["model"] for row in rows):
+        here = [row for row in rows if row["model"] == model]
+        steps = sorted({row["steps"] for row in here})
+        names = [name for name in ["best grid", *ENTRIES, *(f"uniform {n}" for n in UNIFORM)] if _of(here, name)]
+        lines += [
+            "",
+            f"## {model}, {here[0]['samples']:,} samples",
+            "",
+            f"| solver | {' | '.join(f'{count} steps' for count in steps)} |",
+            f"| --- {'| --- ' * len(steps)}|",
+        ]
+        lines += [f"| {name} | {' | '.join(_cell(_of(here, name), count) for count in steps)} |" for name in names]
+        lines += [
+            "",
+            "What the search spent, in thousands of network evaluations times samples, and what it thought:",
+            "",
+        ]
+        lines += ["| solver | steps | spent | in the search | on fresh noise, as many samples | inside the interval |"]
+        lines += ["| --- | --- | --- | --- | --- | --- |"]
+        lines += [_thought(row) for name in ENTRIES for row in _of(here, name)]
+    return "\n".join(lines) + "\n"
+
+
+def _of(rows: Sequence[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    return [row for row in rows if row["name"] == name]
+
+
+def _cell(rows: Sequence[dict[str, Any]], steps: int) -> str:
+    row = next((row for row in rows if row["steps"] == steps), None)
+    if row is None:
+        return "not run"
+    text = row["problem"] or figure(row["scores"]["fid"])
+    notes = [row["grid"]] if "grid" in row else []
+    notes += [f"{row['nfe']} evaluations"] if row["nfe"] != steps and not row["name"].startswith("uniform") else []
+    return f"{text} ({', '.join(notes)})" if notes else str(text)
+
+
+def _thought(row: dict[str, Any]) -> str:
+    thought, fresh = row["in the search"], row["fresh"]
+    shown = "a grid" if thought is None else f"{thought['value']:.4g} on {thought['samples']:,}"
+    same = thought is not None and thought["samples"] == fresh["samples"]
+    inside = ("yes" if fresh["low"] <= thought["value"] <= fresh["high"] else "**no**") if same else "other samples"
+    return (
+        f"| {row['name']} | {row['steps']} | {row['search'] / 1000:.0f} | {shown} | {figure(fresh)} on "
+        f"{fresh['samples']:,} | {inside} |"
+    )
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--steps", default=",".join(map(str, STEPS)))
+    parser.add_argument("--entries", default=";".join(ENTRIES), help="by semicolons")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--budget", type=int, help="network evaluations of each search, for a trial")
+    parser.add_argument("--final", type=int, help="fresh samples of a figure, for a trial")
+    parser.add_argument("--runs", type=Path, default=Path("runs/solvers"), help="folder of the searches")
+    parser.add_argument("--out", type=Path, default=Path("bench/results/solvers.json"), help="the rows")
+    parser.add_argument("--join", type=Path, action="append", default=[], help="rows to add, made with another --out")
+    parser.add_argument("--table-only", action="store_true", help="run nothing")
+    args = parser.parse_args(given)
+    torch.set_num_threads(1)
+    rows = json.loads(args.out.read_text()) if args.out.exists() else []
+    for path in args.join:
+        rows = _joined(rows, json.loads(path.read_text()))
+    wanted = product(args.models.split(","), map(int, args.steps.split(",")), args.entries.split(";"))
+    for model, steps, entry in [] if args.table_only else wanted:
+        names = {row["name"] for row in rows if (row["model"], row["steps"]) == (model, steps)}
+        if "best grid" not in names:
+            rows = _joined(rows, baselines(args, model, steps))
+            _save(rows, args.out)
+        if entry not in names:
+            rows = _joined(rows, [searched(args, model, steps, entry)])
+            _save(rows, args.out)
+    _save(rows, args.out)
+    write(args.out.with_suffix(".md"), table(rows))
+    print(table(rows), end="")
+
+
+def _joined(rows: list[dict[str, Any]], more: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Both, without what is there twice, in the table's order."""
+    found = {(row["model"], row["steps"], row["name"]): row for row in [*more, *rows]}
+    order = ["best grid", *ENTRIES, *(f"uniform {count}" for count in UNIFORM)]
+    return sorted(found.values(), key=lambda row: (MODELS.index(row["model"]), row["steps"], order.index(row["name"])))
+
+
+def _save(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write(path, "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+
+
+if __name__ == "__main__":
+    main()
