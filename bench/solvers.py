@@ -44,6 +44,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
     "pfdiff, plain": {"solver": "pfdiff", "free_numbers": False},
     "pfdiff": {"solver": "pfdiff"},
     "gls": {"solver": "gls"},
+    "gls on pfdiff": {"solver": "gls", "solver_options": {"plain": "pfdiff"}},
     "gls on dpm_solver++": {"solver": "gls", "solver_options": {"plain": "dpm_solver++"}},
 }
 FINAL = {"bundled": 5_000, "mixture": 10_000, "empirical": 4_000}

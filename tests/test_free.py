@@ -149,6 +149,19 @@ def test_where_pfdiff_asks() -> None:
     assert [move.ask for move in half.moves([900, 700, 400], 100)] == [(900,), (550,), (250,)]
 
 
+def test_gls_on_pfdiff_has_the_springboards_too() -> None:
+    x = normal(2, 3)
+    gls, pfdiff = build("gls", SCHEDULE, {"plain": "pfdiff"}), build("pfdiff", SCHEDULE)
+    names = [[number.name for number in numbers] for numbers in gls.free(3)]
+    assert names == [["noise"], ["ask", "data1", "noise"], ["ask", "data1"]]
+    params: list[dict[str, float]] = [{}, {"ask": 0.2}, {"ask": -0.1}]
+    assert [m.ask for m in gls.path([900, 600, 300], None, params)] == [(900,), (330,), (180,)]
+    expected = solve(pfdiff, wavy, x, [900, 600, 300], params=params)
+    assert torch.allclose(solve(gls, wavy, x, [900, 600, 300], params=params), expected, rtol=1e-9)
+    params[0] = {"noise": 1.0}
+    assert not torch.allclose(solve(gls, wavy, x, [900, 600, 300], params=params), expected, rtol=1e-3)
+
+
 # each step's own
 
 

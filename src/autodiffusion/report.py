@@ -41,15 +41,19 @@ def report(folder: Path) -> Path:
     confirmed = next((event for event in events if event["event"] == "confirm"), None)
     scored = [event for event in events if event["event"] == "scores"]
     rows = confirmed["rows"] if confirmed else []
+    found = next((row["plan"] for row in rows if row["name"] == "found"), None)
     picture_file = folder / GRID
     page = Environment(loader=PackageLoader("autodiffusion"), autoescape=True, undefined=StrictUndefined)
     html = page.get_template("report.html").render(
         settings=settings,
+        count=len(found["steps"]) if found else settings.steps,
+        solver=found["solver"] if found else settings.solver,
         config=settings.dump(),
         version=next((event["autodiffusion"] for event in events if event["event"] == "start"), None),
         rows=[_printed(row) for row in rows],
         costs=any("cost" in row for row in rows) and settings.layers,
-        layers=_left_out(events),
+        layers=_left_out(events, found),
+        numbers=_free_numbers(found),
         metrics=list(dict.fromkeys(name for row in rows for name in row["scores"])),  # a failed row has none
         spent=sum(event["evaluations"] for event in scored),
         saved=sum(event["saved"] for event in scored),
@@ -84,11 +88,10 @@ def _printed(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _left_out(events: Events) -> list[dict[str, Any]]:
+def _left_out(events: Events, found: dict[str, Any] | None) -> list[dict[str, Any]]:
     """Each step of the plan found: its time, how many layers it keeps and which it leaves out; none without layers."""
     layers = next((event.get("layers") for event in events if event["event"] == "start"), None)
-    rows = [row for event in events if event["event"] == "confirm" for row in event["rows"] if row["name"] == "found"]
-    if not layers or not rows:
+    if not layers or not found:
         return []
     return [
         {
@@ -96,8 +99,21 @@ def _left_out(events: Events) -> list[dict[str, Any]]:
             "kept": f"{len(layers) - len(step['skip'])} of {len(layers)}",
             "skip": ", ".join(f"{number} ({layers[number]['name']})" for number in step["skip"]),
         }
-        for step in rows[-1]["plan"]["steps"]
+        for step in found["steps"]
     ]
+
+
+def _free_numbers(found: dict[str, Any] | None) -> list[list[str]]:
+    """A table of the free numbers in the plan found, the names first, then each step; none where all are plain."""
+    steps = found["steps"] if found else []
+    params = [step.get("params", {}) for step in steps]
+    names = sorted({name for said in params for name in said})
+    if not names:
+        return []
+    table = [["step", "time step", *names]]
+    for i, (step, said) in enumerate(zip(steps, params, strict=True), 1):
+        table.append([str(i), str(step["t"]), *(f"{said[name]:g}" if name in said else "plain" for name in names)])
+    return table
 
 
 def convergence(events: Events, metric: str, samples: int) -> Figure | None:

@@ -10,6 +10,7 @@ import typer
 
 from autodiffusion.errors import InputError
 from autodiffusion.models import Model
+from autodiffusion.names import known
 from autodiffusion.plan import Plan
 from autodiffusion.settings import PRESETS
 from autodiffusion.strategies.evolution import Evolution
@@ -32,7 +33,8 @@ Batch = Annotated[int, typer.Option("--batch-size", min=1, help="samples in a no
 Seed = Annotated[int, typer.Option(min=0, help="of everything random")]
 Threads = Annotated[int, typer.Option(min=0, help="of the CPU, 0 leaves it to torch")]
 Json = Annotated[bool, typer.Option("--json", help="one JSON object on standard output, nothing else there")]
-Solver = Annotated[str, typer.Option(help="ddim, plms, dpm_solver, dpm_solver++ or package.module:attribute")]
+SOLVERS = f"{', '.join(known('solvers'))} or package.module:attribute"
+Solver = Annotated[str, typer.Option(help=SOLVERS)]
 SolverOption = Annotated[list[str] | None, typer.Option("--solver-option", help="NAME=VALUE, may be repeated")]
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autodiffusion.cli._options import (
+    SOLVERS,
     Classes,
     Features,
     Guidance,
@@ -44,9 +45,7 @@ def search_command(
     steps: Annotated[
         str | None, typer.Option(help="number of steps; several by commas, each gets a folder of OUT")
     ] = None,
-    solver: Annotated[
-        str | None, typer.Option(help="ddim, plms, dpm_solver, dpm_solver++ or package.module:attribute")
-    ] = None,
+    solver: Annotated[str | None, typer.Option(help=SOLVERS)] = None,
     solver_option: SolverOption = None,
     metric: Annotated[
         str | None, typer.Option(help="fid, kid, inception_score, precision, recall, kl or package.module:attribute")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from autodiffusion.errors import InputError
-from autodiffusion.free import FreeNumber, OfSteps
+from autodiffusion.free import FreeNumber, OfSteps, values
 from autodiffusion.names import resolve
 from autodiffusion.solvers._base import Move, Noise, Predict, Solver, State, build, combine
 
@@ -28,7 +28,8 @@ class GeneralLinear(Solver):
     - ``noise`` adds ``sigma (z - epsilon_i)``, epsilon_i being the noise that the newest x0 leaves in the point asked;
     - ``scale`` adds ``alpha x0_i``.
 
-    alpha and sigma are those of the step's end. With ``clip`` the network's x0 is clipped, not the points.
+    alpha and sigma are those of the step's end. Before them come the plain solver's own free numbers, where a search
+    would move those: on PFDiff, ``ask``. With ``clip`` the network's x0 is clipped, not the points.
 
     Attributes:
         plain: the solver that zero stands for: ddim, ipndm, dpm_solver++ ...
@@ -48,17 +49,22 @@ class GeneralLinear(Solver):
         for name in ("order", "memory"):
             if getattr(self, name) < 0:
                 raise InputError(f"solver gls: {name} = {getattr(self, name)} must not be negative")
-        if isinstance(self._plain, GeneralLinear):
-            raise InputError("solver gls: plain = gls; give the name of another solver")
+        if issubclass(resolve("solvers", self.plain), GeneralLinear):
+            raise InputError(f"solver gls: plain = {self.plain} is such a solver itself; give another")
+        build(self.plain, self.schedule, {"order": self.order} if self.order else {})  # which checks the order
 
     @cached_property
     def _plain(self) -> Solver:
-        cls = resolve("solvers", self.plain)
-        if isinstance(cls, type) and issubclass(cls, GeneralLinear):
-            raise InputError(f"solver gls: plain = {self.plain} is such a solver itself; give another")
         return build(self.plain, self.schedule, {"order": self.order} if self.order else {})
 
     def free(self, steps: int, clean: bool = True) -> OfSteps:
+        own = self._own(steps, clean)
+        if not self._plain.searched:
+            return own
+        return tuple(theirs + ours for theirs, ours in zip(self._plain.free(steps, clean), own, strict=True))
+
+    def _own(self, steps: int, clean: bool) -> OfSteps:
+        """The offsets of each step."""
         asked = [len(move.ask) for move in self._plain.moves([float(t) for t in range(steps, 0, -1)])]
         known, found = 0, []
         for i, asks in enumerate(asked):
@@ -70,12 +76,20 @@ class GeneralLinear(Solver):
         return tuple(found)
 
     def moves(self, times: Sequence[float], end: float | None = None) -> tuple[Move, ...]:
-        plain = self._plain.moves(times, end)
-        return self._with(plain, tuple((0.0,) * len(numbers) for numbers in self.free(len(times), end is None)))
+        return self._with(self._plain.moves(times, end), values(self.free(len(times), end is None), [{}] * len(times)))
 
     def _with(self, moves: tuple[Move, ...], numbers: Sequence[tuple[float, ...]]) -> tuple[Move, ...]:
-        weights = _weights(self, tuple(replace(move, numbers=()) for move in moves), tuple(numbers))
-        return tuple(replace(move, numbers=found) for move, found in zip(moves, weights, strict=True))
+        plain, own = self._plain, self._own(len(moves), moves[-1].stop is None)
+        firsts = [len(given) - len(ours) for given, ours in zip(numbers, own, strict=True)]
+        bare = tuple(replace(move, numbers=()) for move in moves)
+        if plain.searched:
+            bare = plain._with(bare, [given[:first] for given, first in zip(numbers, firsts, strict=True)])
+        offsets = tuple(
+            tuple((number.name, value) for number, value in zip(ours, given[first:], strict=True))
+            for ours, given, first in zip(own, numbers, firsts, strict=True)
+        )
+        weights = _weights(self, bare, offsets)
+        return tuple(replace(move, numbers=found) for move, found in zip(bare, weights, strict=True))
 
     def step(self, predict: Predict, state: State, move: Move, noise: Noise) -> State:
         start = state.x if state.start is None else state.start
@@ -97,7 +111,7 @@ class GeneralLinear(Solver):
 
 @lru_cache(maxsize=4096)
 def _weights(
-    solver: GeneralLinear, moves: tuple[Move, ...], numbers: tuple[tuple[float, ...], ...]
+    solver: GeneralLinear, moves: tuple[Move, ...], numbers: tuple[tuple[tuple[str, float], ...], ...]
 ) -> tuple[tuple[float, ...], ...]:
     """For each move the weights ``(w_z, w_0, ...)`` of its points in a row: where the network is asked, unless that is
     where the move begins, and where it ends.
@@ -117,7 +131,7 @@ def _weights(
         raise InputError(f"solver gls: plain = {solver.plain} draws noise; give a deterministic solver")
 
     state, found = State(units[0]), []
-    for move, given, free in zip(moves, numbers, solver.free(len(moves), moves[-1].stop is None), strict=True):
+    for move, given in zip(moves, numbers, strict=True):
         before = len(asked)
         state = plain.step(predict, state, move, no_noise)
         t, x = asked[-1]
@@ -130,8 +144,8 @@ def _weights(
         for age in range(1, len(asked)):
             offsets[f"data{age}"] = schedule.alpha(move.stop) * (newest - units[len(asked) - age])
         moved = state.x
-        for number, value in zip(free, given, strict=True):
-            moved = moved + value * offsets[number.name]
+        for name, value in given:
+            moved = moved + value * offsets[name]
         state = replace(state, x=moved)
         first = before + (move.ask[0] == move.t)
         points = [x for _, x in asked[first:]] + [moved]
