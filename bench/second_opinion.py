@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -177,7 +178,8 @@ def table(rows: Rows, asked: NDArray[np.float64], name: str = "second_opinion") 
         "",
         *(f"- {verdict(row, rows)}" for row in rows if row["name"] not in GRIDS),
         "",
-        "Beyond the intervals means that the two intervals do not meet.",
+        "Beyond the intervals: by more than the 95 % interval of a difference between independent figures, the root of",
+        "the sum of the squares of the halves that face each other.",
         "",
         f"| share in % | {' | '.join(map(str, range(len(COUNTS))))} |",
         "| --- |" + " --- |" * len(COUNTS),
@@ -197,11 +199,13 @@ def verdict(row: Mapping[str, Any], rows: Rows) -> str:
     base = next(other for other in rows if other["name"] == BASE)
     beyond, within = [], []
     for key, each in FIGURES.items():
-        sign = 1 if each.kind.better == "lower" else -1
         ours, theirs = row["scores"][key], base["scores"][key]
-        if sign * (ours["value"] - theirs["value"]) > 0:
-            apart = ours["low"] > theirs["high"] or ours["high"] < theirs["low"]
-            (beyond if apart else within).append(f"{each.title} ({figure(ours)}; {figure(theirs)})")
+        near, far = ("low", "high") if each.kind.better == "lower" else ("high", "low")
+        behind = ours["value"] - theirs["value"] if far == "high" else theirs["value"] - ours["value"]
+        if behind > 0:
+            # the halves that face each other; independent errors add as squares
+            limit = math.hypot(ours["value"] - ours[near], theirs[far] - theirs["value"])
+            (beyond if behind > limit else within).append(f"{each.title} ({figure(ours)}; {figure(theirs)})")
     said = f"**{row['name']}** is worse than {BASE} beyond the intervals in "
     said += f"**{', '.join(beyond)}**" if beyond else "nothing"
     return said + (f"; within them in {', '.join(within)}." if within else "; within them in nothing.")

@@ -232,6 +232,59 @@ def test_names_are_text(copied: Path) -> None:
     assert len(page.images) == 3
 
 
+def found_is(folder: Path, plan: dict[str, Any]) -> None:
+    """Puts another plan where the ledger says what was found."""
+
+    def replace(event: dict[str, Any]) -> bool:
+        for row in event.get("rows", []):
+            if row["name"] == "found":
+                row["plan"] |= plan
+        return True
+
+    keep(folder, replace)
+
+
+def test_the_free_numbers_of_the_plan_found(copied: Path) -> None:
+    assert "Free numbers" not in parsed(copied).text("h2")
+    before = len(parsed(copied).rows)
+    steps = [
+        {"t": 95, "skip": [], "params": {"noise": 2.4}},
+        {"t": 60.25, "skip": []},
+        {"t": 31, "skip": [], "params": {"data1": -1.05, "noise": 0.0001}},
+        {"t": 4, "skip": [], "params": {"data1": 0.43}},
+    ]
+    found_is(copied, {"solver": "gls", "steps": steps})
+    page = parsed(copied)
+    assert "Free numbers" in page.text("h2")
+    assert page.rows[before:] == [
+        ["step", "time step", "data1", "noise"],
+        ["1", "95", "plain", "2.4"],
+        ["2", "60.25", "plain", "plain"],
+        ["3", "31", "-1.05", "0.0001"],
+        ["4", "4", "0.43", "plain"],
+    ]
+    # of a plan with none, and of an unfinished search, nothing
+    found_is(copied, {"steps": [{"t": 95, "skip": []}]})
+    assert "Free numbers" not in parsed(copied).text("h2")
+    keep(copied, lambda event: event["event"] != "confirm")
+    assert "Free numbers" not in parsed(copied).text("h2")
+
+
+def test_the_title_says_what_was_found(copied: Path) -> None:
+    def title(folder: Path) -> set[str]:
+        page = parsed(folder)
+        return {page.text("h1"), page.text("title").replace(", ", ": ")}
+
+    assert title(copied) == {"small:model: 3 steps of ddim"}
+    found_is(copied, {"steps": [{"t": t, "skip": [0]} for t in (95, 70, 50, 30, 10)]})
+    assert title(copied) == {"small:model: 5 steps of ddim"}
+    found_is(copied, {"solver": "plms", "steps": [{"t": 95, "skip": []}]})
+    assert title(copied) == {"small:model: 1 step of plms"}
+    # where nothing is found yet, what was asked for
+    keep(copied, lambda event: event["event"] != "confirm")
+    assert title(copied) == {"small:model: 3 steps of ddim"}
+
+
 def test_folders_without_a_search_are_refused(tmp_path: Path, finished: Path) -> None:
     for folder in (tmp_path, tmp_path / "none", finished / "plan.json"):
         with pytest.raises(InputError, match="holds no search; give the folder"):

@@ -16,6 +16,8 @@ from autodiffusion.cli import main
 from autodiffusion.errors import InputError
 from autodiffusion.plan import MAX_STEPS, Plan, Step
 from autodiffusion.resample import resample
+from autodiffusion.schedule import NoiseSchedule
+from autodiffusion.solvers import build
 
 FOUND = Plan.of(
     "ddim", [965, 717, 552, 243], solver_options={"clip": True}, origin={"model": "mnist", "metric": "fid", "value": 12}
@@ -146,6 +148,107 @@ def test_solver_options_and_layers_stay() -> None:
         assert found.origin == {"resampled": {"from": plan.digest, "steps": 3}}
 
 
+# free numbers
+
+
+@st.composite
+def tuned(draw: st.DrawFn) -> Plan:
+    """Plans with any of the numbers that their solver leaves open, anywhere in their range."""
+    solver, options = draw(
+        st.sampled_from(
+            [
+                ("pfdiff", {}),
+                ("ddim", {"eta": 0.5}),
+                ("gls", {}),
+                ("gls", {"memory": 3, "scale": True}),
+                ("gls", {"plain": "plms", "memory": 2}),
+                ("gls", {"plain": "dpm_solver++", "order": 3, "memory": 9}),
+            ]
+        )
+    )
+    plan = Plan.of(solver, draw(plans(lowest=1)).times, end=draw(st.sampled_from([None, 0.0])), solver_options=options)
+    free = build(solver, NoiseSchedule.linear(), options).free(len(plan.steps), plan.end is None)
+    numbers = [{n.name: draw(st.floats(n.low, n.high)) for n in step if draw(st.booleans())} for step in free]
+    return plan.tuned(numbers)
+
+
+@given(tuned(), st.integers(1, 30))
+def test_a_resampled_plan_has_numbers_that_its_solver_knows(plan: Plan, steps: int) -> None:
+    assume(steps <= plan.times[0])
+    found = resample(plan, steps)
+    solver = build(found.solver, NoiseSchedule.linear(), found.solver_options)
+    solver.path(found.times, found.end, found.params)  # refuses what it does not know
+    assert Plan.model_validate(found.model_dump()) == found
+    assert {value for said in found.params for value in said.values()} <= {
+        value for said in plan.params for value in said.values()
+    }
+    assert found.times == resample(plan.tuned([{}] * len(plan.steps)), steps).times
+
+
+def test_each_number_is_that_of_the_nearest_step_where_it_is_open() -> None:
+    said: list[dict[str, float]] = [
+        {"noise": 0.1},
+        {"data1": 1.0, "noise": 1.1},
+        {"data1": 2.0, "data2": -1.0, "noise": 2.1},
+        {"data1": 3.0, "data2": -2.0},
+    ]
+    plan = Plan.of("gls", [800, 600, 400, 200], solver_options={"memory": 2}).tuned(said)
+    noise, data, older = [d.get("noise") for d in said], [d.get("data1") for d in said], [d.get("data2") for d in said]
+    for count, expected in {
+        1: [{}],
+        # at u = 0 and 1/2; the last step ends in clean data and has no noise, the second no prediction before the last
+        2: [{"noise": noise[0]}, {"data1": data[2]}],
+        # at u = 0, 1/3 and 2/3; the old are at 0, 1/4, 1/2 and 3/4
+        3: [{"noise": noise[0]}, {"data1": data[1], "noise": noise[1]}, {"data1": data[3], "data2": older[3]}],
+        # at multiples of 1/8; of two as near the earlier counts
+        8: [
+            {"noise": noise[0]},
+            {"data1": data[1], "noise": noise[0]},
+            {"data1": data[1], "data2": older[2], "noise": noise[1]},
+            {"data1": data[1], "data2": older[2], "noise": noise[1]},
+            {"data1": data[2], "data2": older[2], "noise": noise[2]},
+            {"data1": data[2], "data2": older[2], "noise": noise[2]},
+            {"data1": data[3], "data2": older[3], "noise": noise[2]},
+            {"data1": data[3], "data2": older[3]},
+        ],
+    }.items():
+        found = resample(plan, count)
+        assert list(found.params) == expected
+        assert found.origin == {"resampled": {"from": plan.digest, "steps": 4}}
+    # with an end the last step has noise as well
+    ended = Plan.of("gls", [800, 600], end=0).tuned([{"noise": 1.0}, {"noise": 2.0}])
+    assert list(resample(ended, 4).params) == [{"noise": 1.0}, {"noise": 1.0}, {"noise": 2.0}, {"noise": 2.0}]
+    # plain steps are plain
+    assert not any(resample(Plan.of("gls", [800, 600]), 9).params)
+    assert resample(Plan.of("gls", [800, 600]).tuned([{}, {"data1": 1.0}]), 1).params == ({},)
+
+
+def test_layers_and_numbers_stay_together() -> None:
+    steps = (Step(t=900, skip=frozenset({1})), Step(t=600, params={"ask": 0.25}))
+    found = resample(Plan(solver="pfdiff", steps=steps), 4)
+    assert [(step.skip, step.params) for step in found.steps] == [
+        ({1}, {}),
+        ({1}, {"ask": 0.25}),
+        (set(), {"ask": 0.25}),
+        (set(), {"ask": 0.25}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("plan", "told"),
+    [
+        (Plan.of("gls", [900, 600]).tuned([{"data1": 1.0}, {}]), r"steps\[0\].params: 'data1' is unknown"),
+        (Plan.of("gls", [900, 600]).tuned([{"noize": 1.0}, {}]), "'noize' is unknown .did you mean 'noise'"),
+        (Plan.of("gls", [900, 600]).tuned([{"noise": 9.0}, {}]), r"steps\[0\].params.noise = 9.0 lies outside"),
+        (Plan.of("plms", [900, 600]).tuned([{}, {"eta": 1.0}]), "leaves nothing open for this step"),
+        (Plan.of("glz", [900, 600]).tuned([{}, {"eta": 1.0}]), "solver 'glz' is unknown"),
+    ],
+)
+def test_numbers_that_the_plan_cannot_have_are_told(plan: Plan, told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        resample(plan, 5)
+
+
 @pytest.mark.parametrize(
     ("plan", "steps", "told"),
     [
@@ -233,6 +336,17 @@ def test_a_resampled_plan_runs(run: Run, real_images: Path) -> None:
     line = f"evaluate five.json --model small:model --reference {real_images} --samples 20 --json"
     status, out, _ = run(line)
     assert (status, json.loads(out)["nfe"]) == (0, 5)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 7])
+@pytest.mark.parametrize("end", [None, 5.0])
+def test_a_resampled_plan_with_numbers_runs(run: Run, real_images: Path, steps: int, end: float | None) -> None:
+    last = {"data1": 0.5, "data2": 0.2} | ({} if end is None else {"noise": 0.4})
+    plan = Plan.of("gls", [98, 70, 40, 20], end=end, solver_options={"memory": 2})
+    plan.tuned([{"noise": 1.0}, {"data1": 1.0}, {"data1": 0.5, "data2": -0.1, "noise": 1.0}, last]).save("four.json")
+    assert run(f"plans four.json --resample {steps} --out new.json")[0] == 0
+    status, out, _ = run(f"evaluate new.json --model small:model --reference {real_images} --samples 20 --json")
+    assert (status, json.loads(out)["nfe"]) == (0, steps)
 
 
 @pytest.mark.parametrize(

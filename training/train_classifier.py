@@ -1,6 +1,8 @@
-"""Trains the bundled feature network: a classifier of 16x16 digits.
+"""Trains the bundled feature network: a classifier of 16x16 digits. Or another one, by its class.
 
     python training/train_classifier.py --data mnist.npz --out classifier.safetensors [--epochs 6]
+    PYTHONPATH=. python training/train_classifier.py --data mnist.npz --out bench/results/second_features.safetensors \\
+        --network bench.second_features:SecondClassifier --seed 1
 
 Writes float16 weights and prints the test accuracy of exactly these after every epoch. Training images are moved by up
 to one pixel; nothing else is done to them, so that the features keep telling blurred and noisy digits from clean ones.
@@ -10,15 +12,16 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from data import digits
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from autodiffusion.features.mnist import DigitClassifier
+from autodiffusion.names import own
 
 
 def moved(images: Tensor) -> Tensor:
@@ -34,8 +37,8 @@ def rounded(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.half() for name, value in state.items()}
 
 
-def accuracy(state: dict[str, Tensor], images: Tensor, labels: Tensor) -> float:
-    network = DigitClassifier().eval()
+def accuracy(make: Callable[[], nn.Module], state: dict[str, Tensor], images: Tensor, labels: Tensor) -> float:
+    network = make().eval()
     network.load_state_dict(state)
     with torch.inference_mode():
         right = [
@@ -48,6 +51,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="mnist.npz with x_train, y_train, x_test, y_test")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument(
+        "--network",
+        default="autodiffusion.features.mnist:DigitClassifier",
+        help="package.module:attribute that makes a network of images [B, 1, 16, 16] to (features, logits [B, 10])",
+    )
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
@@ -59,7 +67,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     images, labels = digits(args.data, "train")
     test_images, test_labels = digits(args.data, "test")
-    network = DigitClassifier()
+    make = own(args.network, "network")
+    network = make()
     batches = len(images) // args.batch_size
     optimizer = torch.optim.Adam(network.parameters(), lr=args.learning_rate)
     rate = torch.optim.lr_scheduler.OneCycleLR(
@@ -77,7 +86,7 @@ def main() -> None:
             rate.step()
             total += loss.item()
         state = rounded(network.state_dict())
-        test = accuracy(state, test_images, test_labels)
+        test = accuracy(make, state, test_images, test_labels)
         print(
             f"epoch {epoch + 1}: loss {total / batches:.4f}, test {test:.2%}, {time.time() - start:.0f} s", flush=True
         )

@@ -19,24 +19,29 @@ from autodiffusion.strategies import WIDER
 from autodiffusion.study import Study
 
 
-def score_candidates(job: Job, metric: Metric | KL, study: Study, progress: Quiet) -> None:
-    """Asks, evaluates and tells until the strategy or the budget is done; what the ledger holds is not done again."""
+def score_candidates(job: Job, metric: Metric | KL, study: Study, progress: Quiet, share: float = 1.0) -> None:
+    """Asks, evaluates and tells until the strategy or the budget is done; what the ledger holds is not done again.
+
+    Args:
+        share: of the budget, or else of what the strategy spends at most, after which it stops; the candidates until
+            then are those of a search that goes on.
+    """
     settings, strategy = job.settings, job.strategy
     price = sum(job.evaluations(settings.steps)) * settings.samples
     budget = min(strategy.most * price, settings.budget or math.inf)
-    progress.phase("search", int(min(strategy.planned * price, budget)))
+    progress.phase("search", int(min(strategy.planned * price, budget, share * budget if share < 1 else math.inf)))
     race = _race(job, metric)
     spent = 0
     for generation in itertools.count():
         left = budget - spent
         plans = strategy.ask(left / price)
+        samples = race.samples(strategy.share) if race else settings.samples
         if race:
-            samples = race.samples(strategy.share)
-            while plans and race.price(plans, samples, _anchor(race, job), job.nfe) > left:
+            while plans and _price(plans, race, samples, job) > left:
                 plans.pop()
         else:
             plans = _affordable(plans, left, generation, job, study)
-        if not plans:
+        if not plans or (share < 1 and spent + _price(plans, race, samples, job) > share * budget):
             return
         if race:
             entries = _lap(race, plans, samples, generation, job, study, progress)
@@ -48,6 +53,13 @@ def score_candidates(job: Job, metric: Metric | KL, study: Study, progress: Quie
         best = min((loss for plan, loss in losses(study, metric).items() if job.allows(plan)), default=math.inf)
         if math.isfinite(best):
             progress.note(f"best {settings.metric} in the search {best if metric.better == 'lower' else -best:.4g}")
+
+
+def _price(plans: list[Plan], race: Race | None, samples: int, job: Job) -> int:
+    """Network evaluations that a round costs at most."""
+    if race is None:
+        return sum(job.nfe(plan) for plan in plans) * samples
+    return race.price(plans, samples, _anchor(race, job), job.nfe)
 
 
 def _race(job: Job, metric: Metric | KL) -> Race | None:

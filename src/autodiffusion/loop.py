@@ -83,16 +83,38 @@ def search(
         if job.times and not (out / TIMES).exists():
             save_times(job.times, out / TIMES)
         if not study.of_kind("confirm"):
-            reference = job.reference or teacher_reference(job, out / TEACHER, progress)
-            metric = build(settings.metric, reference)
-            _begin(job, study)
-            score_candidates(job, metric, study, progress)
+            metric, reference = _score(job, study, progress)
             _confirm(job, metric, reference, study, progress)
         result = _result(study)
         result.plan.save(out / PLAN)
         _picture(job, result, out)
         report(out)
     return result
+
+
+def explore(
+    settings: Settings, out: Path, share: float, progress: Quiet | None = None
+) -> tuple[tuple[int, float], Plan] | None:
+    """A search that stops after ``share`` of what it may spend; another call, or :func:`search`, goes on with it.
+
+    Returns:
+        The best plan's standing, lower is better: the negative of its samples, and its loss; and the plan. ``None`` if
+        no candidate could be scored.
+    """
+    job = Job.of(settings)
+    with Study(out, job.settings) as study:
+        metric, _ = _score(job, study, progress or Quiet(), share)
+        found = {plan: standing for plan, standing in standings(study.events, metric).items() if job.allows(plan)}
+    return next((((-samples, loss), plan) for plan, (samples, loss) in found.items()), None)
+
+
+def _score(job: Job, study: Study, progress: Quiet, share: float = 1.0) -> tuple[Metric | KL, Reference]:
+    """Scores candidates, and gives what they were scored by."""
+    reference = job.reference or teacher_reference(job, study.folder / TEACHER, progress)
+    metric = build(job.settings.metric, reference)
+    _begin(job, study)
+    score_candidates(job, metric, study, progress, share)
+    return metric, reference
 
 
 def _begin(job: Job, study: Study) -> None:

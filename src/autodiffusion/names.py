@@ -15,6 +15,7 @@ import inspect
 import math
 import pkgutil
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from autodiffusion.errors import InputError, nearest
@@ -34,9 +35,14 @@ BASES = {"solvers": "Solver", "metrics": "Metric", "strategies": "Strategy"}
 
 def known(room: str) -> list[str]:
     """The names that a room's files define, sorted."""
+    return list(_files(room))
+
+
+@cache
+def _files(room: str) -> tuple[str, ...]:
     package = importlib.import_module(f"autodiffusion.{room}")
     files = (module.name for module in pkgutil.iter_modules(package.__path__))
-    return sorted(name.replace("_pp", "++") for name in files if not name.startswith("_"))
+    return tuple(sorted(name.replace("_pp", "++") for name in files if not name.startswith("_")))
 
 
 def resolve(room: str, name: str) -> Any:

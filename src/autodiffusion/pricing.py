@@ -98,7 +98,7 @@ def evaluations_of(space: SearchSpace, model: Model) -> Callable[[int], tuple[in
 
     @cache
     def evaluations(steps: int) -> tuple[int, ...]:
-        example = replace(space, steps=steps)
+        example = replace(space, steps=steps, free=())
         plan = example.plan(range(example.nodes))
         return tuple(len(stretch.move.ask) for stretch in stretches(plan, model))
 

@@ -180,13 +180,22 @@ def search_command(
             options[key] = {**before, **added} if isinstance(before, dict) else before
     counts = _counts(options.pop("steps", None))
     where = str(config) if config else "search"
+    from autodiffusion.contest import search_solvers
     from autodiffusion.loop import search
     from autodiffusion.progress import Shown
     from autodiffusion.several import search_several
 
+    solvers = [name.strip() for name in str(options.get("solver", "")).split(",") if name.strip()]
+    if len(solvers) > 1 and len(counts) > 1:
+        raise InputError(f"{where}: several solvers and several numbers of steps; give one of the two")
     found: dict[Path, Result] = {}
     with Shown() as progress:
-        if len(counts) > 1:
+        if len(solvers) > 1:
+            options |= {"steps": counts[0] if counts else None}
+            del options["solver"]
+            results_of = search_solvers(solvers, out, progress, where, **options)
+            found = {out / name: result for name, result in results_of.items()}
+        elif len(counts) > 1:
             results = search_several(counts, out, progress, where, **options)
             found = {out / str(count): result for count, result in results.items()}
         else:

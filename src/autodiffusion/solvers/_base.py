@@ -106,9 +106,9 @@ class Solver(ABC):
             InputError: a free number that the step does not have, or a value out of range.
         """
         free = self.free(len(times), end is None)
-        return self._with(self.moves(times, end), values(free, params or ({},) * len(times)))
+        return self.with_numbers(self.moves(times, end), values(free, params or ({},) * len(times)))
 
-    def _with(self, moves: tuple[Move, ...], numbers: Sequence[tuple[float, ...]]) -> tuple[Move, ...]:
+    def with_numbers(self, moves: tuple[Move, ...], numbers: Sequence[tuple[float, ...]]) -> tuple[Move, ...]:
         """The moves with the free numbers of each step, in the order of :meth:`free`; solvers that have any say how."""
         return moves
 

@@ -28,7 +28,7 @@ class DDIM(Solver):
     def free(self, steps: int, clean: bool = True) -> OfSteps:
         return ((FreeNumber("eta", 0, 1, self.eta),),) * steps
 
-    def _with(self, moves: tuple[Move, ...], numbers: Sequence[tuple[float, ...]]) -> tuple[Move, ...]:
+    def with_numbers(self, moves: tuple[Move, ...], numbers: Sequence[tuple[float, ...]]) -> tuple[Move, ...]:
         # a move that says nothing has the option's eta
         return tuple(
             replace(move, numbers=etas[: etas != (self.eta,)]) for move, etas in zip(moves, numbers, strict=True)

@@ -65,7 +65,7 @@ class GeneralLinear(Solver):
 
     def _own(self, steps: int, clean: bool) -> OfSteps:
         """The offsets of each step."""
-        asked = [len(move.ask) for move in self._plain.moves([float(t) for t in range(steps, 0, -1)])]
+        asked = [len(move.ask) for move in self._plain.moves([float(t) for t in range(steps - 1, -1, -1)])]
         known, found = 0, []
         for i, asks in enumerate(asked):
             known += asks
@@ -76,14 +76,16 @@ class GeneralLinear(Solver):
         return tuple(found)
 
     def moves(self, times: Sequence[float], end: float | None = None) -> tuple[Move, ...]:
-        return self._with(self._plain.moves(times, end), values(self.free(len(times), end is None), [{}] * len(times)))
+        return self.with_numbers(
+            self._plain.moves(times, end), values(self.free(len(times), end is None), [{}] * len(times))
+        )
 
-    def _with(self, moves: tuple[Move, ...], numbers: Sequence[tuple[float, ...]]) -> tuple[Move, ...]:
+    def with_numbers(self, moves: tuple[Move, ...], numbers: Sequence[tuple[float, ...]]) -> tuple[Move, ...]:
         plain, own = self._plain, self._own(len(moves), moves[-1].stop is None)
         firsts = [len(given) - len(ours) for given, ours in zip(numbers, own, strict=True)]
         bare = tuple(replace(move, numbers=()) for move in moves)
         if plain.searched:
-            bare = plain._with(bare, [given[:first] for given, first in zip(numbers, firsts, strict=True)])
+            bare = plain.with_numbers(bare, [given[:first] for given, first in zip(numbers, firsts, strict=True)])
         offsets = tuple(
             tuple((number.name, value) for number, value in zip(ours, given[first:], strict=True))
             for ours, given, first in zip(own, numbers, firsts, strict=True)

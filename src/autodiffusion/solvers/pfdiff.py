@@ -41,7 +41,7 @@ class PFDiff(Solver):
         first, *others = super().moves(times, end)
         return (first, *(self._asking(move, 0.0) for move in others))
 
-    def _with(self, moves: tuple[Move, ...], numbers: Sequence[tuple[float, ...]]) -> tuple[Move, ...]:
+    def with_numbers(self, moves: tuple[Move, ...], numbers: Sequence[tuple[float, ...]]) -> tuple[Move, ...]:
         pairs = zip(moves[1:], numbers[1:], strict=True)
         return (moves[0], *(self._asking(move, later) for move, [later] in pairs))
 

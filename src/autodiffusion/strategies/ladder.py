@@ -67,7 +67,7 @@ class Ladder(Strategy):
     smallest_step: float = 0.008
     number_step: float = 0.12
     family: bool = True
-    most: float = 100
+    most: float = 100.0
     full: Losses = field(default_factory=dict, init=False)
     """The losses of plans scored with all samples."""
     glance: float = field(default=RUNGS[0], init=False)

@@ -44,7 +44,7 @@ class Prune(Ladder):
     layered: ClassVar[bool] = True
 
     explorations: int = 6
-    most: float = 200
+    most: float = 200.0
     probes: int = 120
     variants: int = 3
     first: float = 0.5

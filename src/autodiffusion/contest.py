@@ -1,0 +1,122 @@
+"""Several solvers in one go: their searches race, and the best goes on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from autodiffusion.errors import InputError, RunError
+from autodiffusion.job import Job
+from autodiffusion.loop import Result, explore, search
+from autodiffusion.plan import Plan
+from autodiffusion.progress import Quiet
+from autodiffusion.settings import Settings
+from autodiffusion.study import PLAN
+
+LOOKS = (0.15, 0.4)
+"""Shares of a whole search after each of which the worse half of the solvers is out."""
+GENERAL = "gls"
+"""The solver that goes on from any other: not one of those that race."""
+FINISH = 2
+"""What it spends, in whole searches of the times alone."""
+
+
+def search_solvers(
+    solvers: Sequence[str], out: Path, progress: Quiet | None = None, where: str = "settings", **options: Any
+) -> dict[str, Result]:
+    """A plan of the best of several solvers, each searched in a folder of ``out`` that is called by it.
+
+    The worse half stops at each of :data:`LOOKS`, by the best score on the noise that all share. Where ``gls`` is among
+    them, it then moves its free numbers from the best plan of the others, which it has for its plain solver. A solver
+    with more than one network evaluation a step gets fewer steps, so that no plan has more evaluations than ``steps``.
+    A ``budget`` holds for all together. Interrupted and called again it goes on, as
+    :func:`~autodiffusion.loop.search` does.
+
+    Args:
+        options: as of :class:`Settings`, without ``solver``.
+
+    Returns:
+        The result of the last search, by its solver's name; its plan is also ``plan.json`` in ``out``.
+
+    Raises:
+        InputError: as :func:`~autodiffusion.loop.search`, for any of the solvers, before anything is written.
+        RunError: as there.
+    """
+    racing = [name for name in dict.fromkeys(solvers) if name != GENERAL]
+    general = GENERAL in solvers
+    if not racing:
+        raise InputError(
+            f"{where}: solver: names no other than {GENERAL}; give one that it can go on from, such as ddim"
+        )
+    if general and options.get("layers"):
+        raise InputError(f"{where}: {GENERAL} does not leave out layers; leave it out of the solvers, or --layers")
+    budget = options.pop("budget", None)
+    each = None if budget is None else _each(budget, len(racing), general)
+    if general:
+        options = {"free_numbers": False} | options
+    field = {name: _settings(where, options | {"solver": name, "budget": each}) for name in racing}
+    if general:
+        _finishing(where, options, racing[0], None, each)  # whether it can be built at all
+    found: dict[str, tuple[tuple[int, float], Plan]] = {}
+    for share in (*LOOKS, 1.0) if general else LOOKS:
+        for name in field:
+            best = explore(field[name], out / name, share, progress)
+            found |= {name: best} if best else {}
+        ranked = sorted((name for name in field if name in found), key=lambda name: found[name][0])
+        if not ranked:
+            raise RunError(f"no candidate of any solver could be scored; the ledgers in {out} say why for each")
+        field = {name: field[name] for name in ranked[: math.ceil(len(ranked) / 2)]}
+        if share == LOOKS[-1]:
+            field = {ranked[0]: field[ranked[0]]}
+    [winner] = field
+    if general:
+        start = out / f"{winner}.json"
+        found[winner][1].save(start)
+        settings, winner = _finishing(where, options, winner, start, each), GENERAL
+    else:
+        settings = field[winner]
+    result = search(settings, out / winner, progress)
+    result.plan.save(out / PLAN)
+    return {winner: result}
+
+
+def _each(budget: int, count: int, general: bool) -> int:
+    """What a whole search of one solver may spend, so that all together stay within the budget."""
+    going, before, total = count, 0.0, 0.0
+    for share in LOOKS:
+        total += going * (share - before)
+        going, before = math.ceil(going / 2), share
+    return int(budget / (total + 1 - before + FINISH * general))
+
+
+def _settings(where: str, options: dict[str, Any]) -> Settings:
+    """The settings of one solver, with as many steps as its evaluations allow; a :class:`Job` of them can be built."""
+    settings = Settings.of(where, **options)
+    job = Job.of(settings)
+    counts = [steps for steps in range(1, settings.steps + 1) if sum(job.evaluations(steps)) <= settings.steps]
+    if not counts:
+        raise InputError(f"{where}: solver {settings.solver} needs more network evaluations than {settings.steps}")
+    if counts[-1] == settings.steps:
+        return settings
+    settings = settings.model_copy(update={"steps": counts[-1]})
+    Job.of(settings)
+    return settings
+
+
+def _finishing(where: str, options: dict[str, Any], plain: str, start: Path | None, each: int | None) -> Settings:
+    """The settings of the general solver on ``plain``, from the plan in the file ``start`` on; they can be searched."""
+    plan = Plan.load(start) if start else None
+    own = options.get("solver_options", {}) | {"plain": plain}
+    given = options | {"solver": GENERAL, "solver_options": own, "free_numbers": True}
+    if each is not None:
+        given["budget"] = FINISH * each
+    if plan is not None:
+        given |= {"steps": len(plan.steps), "free_end": plan.end is not None, "starts": ["uniform", str(start)]}
+    settings = Settings.of(where, **given)
+    if settings.strategy == "ladder":  # the times have been searched
+        known = {"family": False, "explorations": 0, "most": FINISH * 100 / 3}
+        settings = settings.model_copy(update={"strategy_options": known | settings.strategy_options})
+    Job.of(settings)
+    return settings

@@ -1,0 +1,177 @@
+"""Free numbers and several solvers in whole searches of a small exact model."""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from autodiffusion import InputError, Plan, Settings
+from autodiffusion.cli import app
+from autodiffusion.contest import LOOKS, search_solvers
+from autodiffusion.loop import Result, search
+from autodiffusion.study import LEDGER, read_events
+
+GIVEN: dict[str, Any] = {
+    "model": "small:model",
+    "features": "small:features",
+    "steps": 3,
+    "samples": 40,
+    "confirm_samples": 400,
+    "batch_size": 64,
+    "seed": 0,
+}
+
+
+@pytest.fixture(autouse=True)
+def plainly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without pictures and report, which take longer than all the rest."""
+    module = import_module("autodiffusion.loop")
+    monkeypatch.setattr(module, "report", lambda folder: None)
+    monkeypatch.setattr(module, "_picture", lambda *parts: None)
+
+
+def fid(result: Result, name: str = "found") -> float:
+    return float(next(row["scores"]["fid"]["value"] for row in result.rows if row["name"] == name))
+
+
+def spent(folder: Path) -> int:
+    return sum(event["evaluations"] for event in read_events(folder / LEDGER) if event["event"] == "scores")
+
+
+def test_free_numbers_find_more_than_times_alone(real_images: Path, tmp_path: Path) -> None:
+    given = GIVEN | {"reference": str(real_images), "samples": 100, "confirm_samples": 1000}
+    given |= {"strategy_options": {"most": 40.0}}
+    times = search(Settings.of(solver="gls", free_numbers=False, **given), tmp_path / "times")
+    both = search(Settings.of(solver="gls", **given), tmp_path / "both")
+    assert not any(times.plan.params)
+    assert any(both.plan.params)
+    assert fid(both) < 0.8 * fid(times)
+    assert both.search_cost.evaluations <= 3 * 40 * 100 * 3
+    found = next(row for row in both.rows if row["name"] == "found")
+    scores = [
+        (event["samples"], entry["value"])
+        for event in read_events(tmp_path / "both" / LEDGER)
+        if event["event"] == "scores" and not event.get("anchor")
+        for entry in event["scores"]
+        if Plan.model_validate(entry["plan"]) == both.plan
+    ]
+    assert found["searched"] == dict(zip(("samples", "value"), scores[-1], strict=True))
+
+
+def test_times_come_first_and_the_best_plain_plan_is_a_finalist(real_images: Path, tmp_path: Path) -> None:
+    search(Settings.of(solver="gls", **GIVEN | {"reference": str(real_images)}), tmp_path)
+    events = read_events(tmp_path / LEDGER)
+    plans = [
+        [Plan.model_validate(entry["plan"]) for entry in event["scores"]]
+        for event in events
+        if event["event"] == "scores"
+    ]
+    tuned = [any(any(plan.params) for plan in population) for population in plans]
+    first = tuned.index(True)
+    assert first > len(tuned) // 10
+    finalists = next(event["finalists"] for event in events if event["event"] == "confirm")
+    plain = {plan.digest for population in plans for plan in population if not any(plan.params)}
+    assert plain & set(finalists)
+
+
+def test_the_best_of_the_solvers_goes_on(real_images: Path, tmp_path: Path) -> None:
+    given = GIVEN | {"reference": str(real_images)}
+    found = search_solvers(["ddim", "dpm_solver++", "plms"], tmp_path, **given)
+    [(winner, result)] = found.items()
+    assert Plan.load(tmp_path / "plan.json") == result.plan
+    assert result.plan.solver == winner
+    whole = 100 * 40 * 3
+    budgets = {name: spent(tmp_path / name) / whole for name in ("ddim", "dpm_solver++", "plms")}
+    others = sorted(share for name, share in budgets.items() if name != winner)
+    assert LOOKS[0] / 2 < others[0] <= LOOKS[0]
+    assert LOOKS[0] < others[1] <= LOOKS[1] < budgets[winner] <= 1
+    # three evaluations are two steps of plms, whose first costs two
+    assert {len(Plan.model_validate(e["plan"]).steps) for e in _scores(tmp_path / "plms")} == {2}
+    assert {len(Plan.model_validate(e["plan"]).steps) for e in _scores(tmp_path / "ddim")} == {3}
+    before = (tmp_path / winner / LEDGER).read_bytes()
+    again = search_solvers(["ddim", "dpm_solver++", "plms"], tmp_path, **given)
+    assert again[winner].rows == result.rows
+    assert (tmp_path / winner / LEDGER).read_bytes() == before
+
+
+def _scores(folder: Path) -> list[dict[str, Any]]:
+    return [entry for event in read_events(folder / LEDGER) if event["event"] == "scores" for entry in event["scores"]]
+
+
+def test_the_general_solver_goes_on_from_the_best(real_images: Path, tmp_path: Path) -> None:
+    given = GIVEN | {"reference": str(real_images)}
+    [(name, result)] = search_solvers(["ddim", "gls", "dpm_solver++"], tmp_path, **given).items()
+    assert name == "gls"
+    [best] = [path.stem for path in tmp_path.glob("*.json") if path.name != "plan.json"]
+    start = Plan.load(tmp_path / f"{best}.json")
+    assert result.plan.solver_options["plain"] == start.solver == best
+    first = Plan.model_validate(_scores(tmp_path / "gls")[0]["plan"])
+    assert not any(first.params)
+    tried = [Plan.model_validate(entry["plan"]) for entry in _scores(tmp_path / "gls")]
+    assert any(np.allclose(plan.times, start.times, atol=0.5) and not any(plan.params) for plan in tried)
+    finalist = search(Settings.of(solver=best, **given), tmp_path / "alone")
+    assert fid(result) < 1.1 * fid(finalist)
+
+
+def test_a_budget_holds_for_all_together(real_images: Path, tmp_path: Path) -> None:
+    given = GIVEN | {"reference": str(real_images), "budget": 20_000}
+    for number, solvers in enumerate((["ddim", "plms", "dpm_solver++"], ["ddim", "dpm_solver++", "gls"])):
+        search_solvers(solvers, tmp_path / str(number), **given)
+        total = sum(spent(path.parent) for path in tmp_path.glob(f"{number}/*/{LEDGER}"))
+        assert 0.4 * 20_000 < total <= 20_000
+
+
+@pytest.mark.parametrize(
+    ("solvers", "options", "message"),
+    [
+        (["gls"], {}, "names no other than gls"),
+        (["ddim", "ddmi"], {}, "solver 'ddmi' is unknown .did you mean 'ddim'"),
+        (["ddim", "gls"], {"layers": True}, "gls does not leave out layers"),
+        (["heun", "ddim"], {"steps": 1, "free_end": True}, "solver heun needs more network evaluations than 1"),
+        (["ddim", "plms"], {"solver_options": {"eta": 0.5}}, "solver plms: option 'eta' is unknown"),
+        (["ddim", "gls"], {"solver_options": {"memory": 2}}, "solver ddim: option 'memory' is unknown"),
+    ],
+)
+def test_nothing_is_written_where_solvers_do_not_fit(
+    real_images: Path, tmp_path: Path, solvers: list[str], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        search_solvers(solvers, tmp_path / "run", **GIVEN | {"reference": str(real_images)} | options)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_on_the_command_line(real_images: Path, tmp_path: Path) -> None:
+    common = ["search", "small:model", "--features", "small:features", "--reference", str(real_images)]
+    common += ["--samples", "40", "--confirm-samples", "100", "--budget", "6000", "--out", str(tmp_path / "run")]
+    given = [*common, "--solver", "ddim,dpm_solver++,gls", "--steps"]
+    wrong = CliRunner().invoke(app, [*given, "2,3"])
+    assert "several solvers and several numbers of steps; give one of the two" in str(wrong.exception)
+    done = CliRunner().invoke(app, [*given, "3", "--json"])
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["out"] == str(tmp_path / "run" / "gls")
+    assert Plan.load(tmp_path / "run" / "plan.json").solver == "gls"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"solver": "plms", "free_numbers": True}, "free_numbers: solver plms leaves nothing open for 3 steps"),
+        (
+            {"solver": "gls", "free_numbers": True, "layers": True},
+            "free_numbers: are not searched together with layers",
+        ),
+    ],
+)
+def test_free_numbers_that_cannot_be_searched(
+    real_images: Path, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        search(Settings.of(**GIVEN | {"reference": str(real_images)} | options), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
