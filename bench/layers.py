@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from autodiffusion.confirm import confirm, figure
-from autodiffusion.inputs import check_source, prepare
+from autodiffusion.inputs import check_source, find_reference, prepare
 from autodiffusion.loop import Result, search
 from autodiffusion.models import load
 from autodiffusion.plan import Plan
@@ -58,7 +58,15 @@ class RandomSets(Prune):
 def searched(args: argparse.Namespace, name: str, **options: Any) -> tuple[Result, Path]:
     """The result of a search of the bundled model, and its folder."""
     folder = args.runs / name
-    settings = Settings.of(model=args.model, seed=args.seed, samples=args.samples, **options)
+    settings = Settings.of(
+        model=args.model,
+        features=args.features,
+        reference=args.reference,
+        seed=args.seed,
+        samples=args.samples,
+        budget=args.limit,
+        **options,
+    )
     with Shown() as progress:
         return search(settings, folder, progress), folder
 
@@ -80,9 +88,8 @@ def make(args: argparse.Namespace, steps: int, budget: int) -> list[dict[str, An
     sets = {"strategy": "bench.layers:RandomSets", "strategy_options": {"count": count}}
     chance, _ = searched(args, f"random-{steps}-{budget}", **layers, **sets)
     model = load(args.model)
-    evaluator, source = prepare(model)
-    reference = check_source(source, evaluator, ["fid"])
-    assert reference is not None
+    evaluator, source = prepare(model, args.features, args.reference)
+    reference = check_source(source, evaluator, ["fid"]) or find_reference(source, evaluator)
     results = {FOUND: found, FEWER: fewer, RANDOM: chance}
     plans = {name: result.plan for name, result in results.items()}
     rows = confirm(evaluator, reference, plans, ["fid"], args.final, args.seed + 1)
@@ -136,6 +143,9 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--final", type=int, default=5000, help="fresh samples for a figure")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", default="mnist")
+    parser.add_argument("--features", help="of the model by default")
+    parser.add_argument("--reference", help="of the model by default")
+    parser.add_argument("--limit", type=int, help="network evaluations of each search, for a trial")
     parser.add_argument("--runs", type=Path, default=Path("runs/layers"), help="folder of the searches")
     parser.add_argument("--out", type=Path, default=Path("bench/results/layers.json"), help="the rows")
     args = parser.parse_args(given)

@@ -92,14 +92,18 @@ def searched(args: argparse.Namespace, model: str, steps: int, entry: str) -> di
     }
 
 
-def baselines(args: argparse.Namespace, model: str, steps: int) -> list[dict[str, Any]]:
-    """The rows of the best named grid and of many uniform steps, with DDIM."""
+def baselines(args: argparse.Namespace, model: str, steps: int, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of the best named grid and of many uniform steps, with DDIM; the latter from ``rows`` if it has them."""
     made, samples = judge(model)[0].model, args.final or FINAL[model]
     grids = judged(model, {name: plan_of(f"{name}:{steps}", made, "ddim") for name in GRIDS}, samples)
     best = min((row for row in grids if row["problem"] is None), key=lambda row: row["scores"]["fid"]["value"])
-    many = {f"uniform {count}": plan_of(f"uniform:{count}", made, "ddim") for count in UNIFORM}
-    rows = [best | {"name": "best grid", "grid": best["name"]}, *judged(model, many, samples)]
-    return [row | {"model": model, "steps": steps} for row in rows]
+    names = {f"uniform {count}": count for count in UNIFORM}
+    many = [row for row in rows if row["model"] == model and row["name"] in names][: len(names)]
+    if not many:
+        plans = {name: plan_of(f"uniform:{count}", made, "ddim") for name, count in names.items()}
+        many = judged(model, plans, samples)
+    found = [best | {"name": "best grid", "grid": best["name"]}, *many]
+    return [row | {"model": model, "steps": steps} for row in found]
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -178,7 +182,7 @@ def main(given: Sequence[str] | None = None) -> None:
     for model, steps, entry in [] if args.table_only else wanted:
         names = {row["name"] for row in rows if (row["model"], row["steps"]) == (model, steps)}
         if "best grid" not in names:
-            rows = _joined(rows, baselines(args, model, steps))
+            rows = _joined(rows, baselines(args, model, steps, rows))
             _save(rows, args.out)
         if entry not in names:
             rows = _joined(rows, [searched(args, model, steps, entry)])

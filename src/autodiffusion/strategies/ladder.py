@@ -21,6 +21,8 @@ PARTS = 4
 """In so many parts the starts get their first look, so that a good one is known early."""
 LAST_LOOK = 0.2
 """Refining ends when nothing is better with this share of a full score's samples."""
+FOR_NUMBERS = 0.6
+"""Of what can be afforded, what is left for free numbers, where there are any."""
 FEW = 3
 """Plans with all samples; where no more can be afforded than so many, there is nothing to race for."""
 
@@ -172,7 +174,7 @@ class Ladder(Strategy):
 
     def _explore(self) -> Asking:
         for number in range(self.explorations):
-            if self.limit < 0.35 * self._affordable:
+            if self.limit < (0.75 if self.space.numbers else 0.35) * self._affordable:
                 return
             scale = self.scale * 0.25 ** (number / max(1, self.explorations - 1))
             plans: list[Plan] = []
@@ -227,7 +229,8 @@ class Ladder(Strategy):
         least = max(self.smallest_step, 1 / (len(self.space.times) - 1))
         steps = [step] * len(moves)
         tried: set[Plan] = set()
-        while True:
+        reserved = FOR_NUMBERS * self._affordable if what == "times" and self.space.numbers else 0.0
+        while self.limit > reserved:
             best, best_loss = anchor, self.full[anchor]
             for i, weights in enumerate(moves):
                 if steps[i] < least:
