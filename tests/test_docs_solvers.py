@@ -17,6 +17,7 @@ from torch import Tensor
 
 from autodiffusion import Plan, Settings
 from autodiffusion.cli import main
+from autodiffusion.contest import LOOKS
 from autodiffusion.errors import InputError
 from autodiffusion.job import Job
 from autodiffusion.names import known
@@ -26,7 +27,8 @@ from autodiffusion.solvers import Solver, build, solve
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "solvers.md").read_text()
 SCHEDULE = NoiseSchedule.linear()
-COMMANDS = re.findall(r"^    autodiffusion (search .*)$", PAGE, re.MULTILINE)
+COMMANDS = re.findall(r"^    autodiffusion (search (?!.* --solver \S+,).*)$", PAGE, re.MULTILINE)
+CONTEST = re.findall(r"^    autodiffusion (search .* --solver \S+,.*)$", PAGE, re.MULTILINE)
 
 
 def block(language: str) -> str:
@@ -180,3 +182,22 @@ def test_the_commands_search_what_the_page_says(line: str, numbers: int, monkeyp
     job = Job.of(asked[0])
     assert len(job.space.numbers) == numbers
     assert job.settings.free_end is False
+
+
+def test_the_command_of_several_solvers_is_a_contest(monkeypatch: pytest.MonkeyPatch) -> None:
+    [line] = CONTEST
+    asked: list[list[str]] = []
+
+    def contest(solvers: list[str], *_: Any, **options: Any) -> None:
+        asked.append(solvers)
+        assert options["steps"] == 4
+        raise InputError("enough")
+
+    monkeypatch.setattr("autodiffusion.contest.search_solvers", contest)
+    monkeypatch.setattr(sys, "argv", ["autodiffusion", *shlex.split(line)])
+    with pytest.raises(SystemExit):
+        main()
+    assert asked == [["ddim", "dpm_solver++", "pfdiff", "gls"]]
+    assert set(asked[0]) <= set(known("solvers"))
+    for share in LOOKS:
+        assert f"{share:.0%}".replace("%", " %") in PAGE
