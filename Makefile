@@ -41,7 +41,7 @@ format: $(STAMP) ## format, and mend what the linter can
 	$(BIN)/ruff check --fix
 
 demo: $(STAMP) ## search 4 steps for the bundled model, into demo/; run again, it shows the result again
-	$(BIN)/python -m autodiffusion search mnist --steps 4 --solver ddim --budget 80000 --out demo
+	$(BIN)/python -m autodiffusion search mnist --steps 4 --solver gls --budget 80000 --out demo
 	@printf '\nThe files:\n'; printf '  %s\n' demo/*
 
 wheel: $(STAMP) ## build the distributions into dist/

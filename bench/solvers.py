@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from autodiffusion.confirm import confirm, figure
+from autodiffusion.contest import search_solvers
 from autodiffusion.evaluate import Evaluator
 from autodiffusion.grids import GRIDS
 from autodiffusion.inputs import check_source, plan_of, prepare
@@ -31,7 +32,7 @@ from autodiffusion.plan import Plan
 from autodiffusion.progress import Shown
 from autodiffusion.reference import Reference
 from autodiffusion.settings import Settings
-from autodiffusion.study import write
+from autodiffusion.study import LEDGER, read_events, write
 from bench.compare import BATCH, MODELS, STEPS
 from bench.models import reference_of
 
@@ -46,6 +47,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
     "gls": {"solver": "gls"},
     "gls on pfdiff": {"solver": "gls", "solver_options": {"plain": "pfdiff"}},
     "gls on dpm_solver++": {"solver": "gls", "solver_options": {"plain": "dpm_solver++"}},
+    "left to the search": {"solver": "ddim,dpm_solver++,pfdiff,gls"},
 }
 FINAL = {"bundled": 5_000, "mixture": 10_000, "empirical": 4_000}
 """Fresh samples of a figure."""
@@ -68,24 +70,28 @@ def judged(model: str, plans: dict[str, Plan], samples: int) -> list[dict[str, A
 
 def searched(args: argparse.Namespace, model: str, steps: int, entry: str) -> dict[str, Any]:
     """The row of a search."""
-    settings = Settings.of(
-        model=f"bench.models:{model}",
-        reference=reference_of(model),
-        batch_size=BATCH[model],
-        steps=steps,
-        seed=args.seed,
-        budget=args.budget,
-        **ENTRIES[entry],
-    )
+    options = {
+        "model": f"bench.models:{model}",
+        "reference": reference_of(model),
+        "batch_size": BATCH[model],
+        "steps": steps,
+        "seed": args.seed,
+        "budget": args.budget,
+    }
     folder = args.runs / f"{model}-{steps}-{entry.replace(', ', '-').replace(' ', '-')}-{args.seed}"
+    solver = ENTRIES[entry]["solver"]
     with Shown() as progress:
-        result = search(settings, folder, progress)
+        if "," in solver:
+            [result] = search_solvers(solver.split(","), folder, progress, **options).values()
+        else:
+            result = search(Settings.of(**options | ENTRIES[entry]), folder, progress)
+    events = [event for ledger in folder.rglob(LEDGER) for event in read_events(ledger) if event["event"] == "scores"]
     [row] = judged(model, {entry: result.plan}, args.final or FINAL[model])
     found = next(row for row in result.rows if row["name"] == "found")
     return row | {
         "model": model,
         "steps": steps,
-        "search": result.search_cost.evaluations,
+        "search": sum(event["evaluations"] for event in events),
         "seed of the search": args.seed,
         "in the search": found.get("searched"),
         "fresh": {"samples": found["samples"], **found["scores"]["fid"]},

@@ -1,4 +1,4 @@
-"""The README's table: uniform steps, random search, evolutionary search and the default, on the bundled model.
+"""The README's table: uniform steps, random search, evolutionary search, the default and ``gls``, on the bundled model.
 
     .venv/bin/python bench/table.py [--samples 100] [--final 5000] [--steps 4,6,10] [--seed 0] [--again]
 
@@ -34,8 +34,9 @@ PICTURE = Path("docs/samples.png")
 METRICS = ["fid", "inception_score"]
 UNIFORM, GRID, RANDOM = "uniform", "best named grid", "random search"
 ALGORITHM_1, DEFAULT = "evolutionary search (Algorithm 1)", "autodiffusion's default"
-METHODS = (UNIFORM, GRID, RANDOM, ALGORITHM_1, DEFAULT)
-TEACHER, MANY = "teacher", 100
+GENERAL = "free numbers as well (`--solver gls`)"
+METHODS = (UNIFORM, GRID, RANDOM, ALGORITHM_1, DEFAULT, GENERAL)
+TEACHER, MANY = "teacher", (50, 100)
 
 
 def arguments() -> argparse.Namespace:
@@ -83,10 +84,15 @@ def best_grid(steps: int, evaluator: Evaluator, reference: Reference, seed: int)
 def found(method: str, steps: int, args: argparse.Namespace) -> tuple[Plan, int]:
     """The plan that a search finds, and what it spent."""
     paper = {"preset": "paper", "samples": args.samples, "confirm_samples": 2}
-    options: dict[str, Any] = {RANDOM: {**paper, "strategy": "random"}, ALGORITHM_1: paper, DEFAULT: {}}[method]
+    options: dict[str, Any] = {
+        RANDOM: {**paper, "strategy": "random"},
+        ALGORITHM_1: paper,
+        DEFAULT: {},
+        GENERAL: {"solver": "gls"},
+    }[method]
     settings = Settings.of(model="mnist", steps=steps, seed=args.seed, **options)
     with Shown() as progress:
-        result = search(settings, args.runs / f"{method.split()[0]}-{steps}", progress)
+        result = search(settings, args.runs / f"{method.split()[0].strip('`')}-{steps}", progress)
     return result.plan, result.search_cost.evaluations + result.confirm_cost.evaluations
 
 
@@ -98,7 +104,8 @@ def main() -> None:
     assert reference is not None
     rows = Rows(args)
     counts = [int(text) for text in args.steps.split(",")]
-    for method, steps in [*((method, steps) for steps in counts for method in METHODS), (TEACHER, MANY)]:
+    wanted = [(method, steps) for steps in counts for method in METHODS] + [(TEACHER, steps) for steps in MANY]
+    for method, steps in wanted:
         if rows.find(method, steps):
             continue
         spent, label = None, method
@@ -113,7 +120,12 @@ def main() -> None:
         rows.add(row.to_json() | {"method": method, "steps": steps, "search_evaluations": spent})
         print(f"{label}, {steps} steps: {cell(rows.rows[-1])}  {describe(plan)[:90]}", flush=True)
     show(rows, counts)
-    shown = {"100 uniform steps": (TEACHER, MANY), "4 uniform steps": (UNIFORM, 4), "4 found steps": (DEFAULT, 4)}
+    shown = {
+        "100 uniform steps": (TEACHER, 100),
+        "10 uniform steps": (UNIFORM, 10),
+        "4 uniform steps": (UNIFORM, 4),
+        "4 found steps": (GENERAL, 4),
+    }
     plans = {title: rows.find(*key) for title, key in shown.items()}
     if all(plans.values()):
         drawn = {
@@ -130,9 +142,10 @@ def show(rows: Rows, counts: list[int]) -> None:
     for method in METHODS:
         found_rows = [rows.find(method, steps) for steps in counts]
         print(f"| {method} | " + " | ".join(cell(row) for row in found_rows if row) + " |")
-    teacher = rows.find(TEACHER, MANY)
-    assert teacher is not None
-    print(f"| {MANY} uniform steps |" + " |" * (len(counts) - 1) + f" {cell(teacher)} |")
+    for steps in MANY:
+        teacher = rows.find(TEACHER, steps)
+        assert teacher is not None
+        print(f"| {steps} uniform steps |" + " |" * (len(counts) - 1) + f" {cell(teacher)} |")
 
 
 def cell(row: dict[str, Any]) -> str:

@@ -56,8 +56,7 @@ def test_free_numbers_find_more_than_times_alone(tmp_path: Path) -> None:
     assert not any(times.plan.params)
     assert any(both.plan.params)
     assert fid(both) < 0.5 * fid(times)
-    assert times.search_cost.evaluations <= 40 * 200 * 4
-    assert both.search_cost.evaluations <= 3 * 40 * 200 * 4
+    assert max(times.search_cost.evaluations, both.search_cost.evaluations) <= 40 * 200 * 4
     found = next(row for row in both.rows if row["name"] == "found")
     scores = [
         (event["samples"], entry["value"])

@@ -19,8 +19,8 @@ LOOKS = (0.15, 0.4)
 """Shares of a whole search after each of which the worse half of the solvers is out."""
 GENERAL = "gls"
 """The solver that goes on from any other: not one of those that race."""
-FINISH = 2
-"""What it spends, in whole searches of the times alone."""
+FINISH = 1
+"""What it spends, in whole searches."""
 
 
 def search_solvers(
@@ -116,7 +116,7 @@ def _finishing(where: str, options: dict[str, Any], plain: str, start: Path | No
         given |= {"steps": len(plan.steps), "free_end": plan.end is not None, "starts": ["uniform", str(start)]}
     settings = Settings.of(where, **given)
     if settings.strategy == "ladder":  # the times have been searched
-        known = {"family": False, "explorations": 0, "most": FINISH * 100 / 3}
+        known = {"family": False, "explorations": 0}
         settings = settings.model_copy(update={"strategy_options": known | settings.strategy_options})
     Job.of(settings)
     return settings

@@ -57,8 +57,8 @@ class Ladder(Strategy):
         smallest_step: at which refining ends; at least one time step.
         family: whether to try the family of curves, not only the given starts.
         number_step: first step of refining free numbers, as a share of their range.
-        most: what the search spends at most, as plans with all samples; thrice as much where numbers are free. The
-            default is a fiftieth of what 500 plans of 5,000 samples cost, the paper's search.
+        most: what the search spends at most, as plans with all samples. The default is a fiftieth of what 500 plans of
+            5,000 samples cost, the paper's search.
     """
 
     explorations: int = 4
@@ -82,7 +82,6 @@ class Ladder(Strategy):
         for name in ("scale", "step", "smallest_step", "number_step"):
             if not 0 < getattr(self, name) <= 1:
                 raise InputError(f"strategy ladder: {name} = {getattr(self, name)} lies outside 0 to 1")
-        self.most *= 3 if self.space.numbers else 1
         self._rng = np.random.default_rng(self.seed)
         self._asking = self._climb()
         self._told: tuple[Losses, Mapping[Plan, float]] | None = None
