@@ -17,11 +17,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from autodiffusion import InputError, Model, NoiseSchedule, Plan
-from autodiffusion.models._adm import ADM, NETWORKS, adm_unet, empty_adm_unet
+from autodiffusion.models._adm import ADM, adm_unet, empty_adm_unet
+from autodiffusion.models.adm import PRESETS
 from autodiffusion.plan import Step
 from autodiffusion.sampling import Beginnings, Cost, walk
 
 GOLDEN = Path(__file__).parent / "golden"
+NETWORKS = {name: flags.network() for name, flags in PRESETS.items()}
 CASES: dict[str, dict[str, Any]] = json.loads((GOLDEN / "adm.json").read_text())
 SCHEDULES = {"cosine": NoiseSchedule.cosine, "linear": NoiseSchedule.linear}
 
@@ -131,28 +133,39 @@ def test_published_checkpoints_fit(name: str) -> None:
 # The same network, written plainly after the paper's appendix, with the checkpoint's names
 
 
+class Norm(nn.GroupNorm):
+    """Computes in the dtype of its weights, whatever that of the rest."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(32, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+
+
 class Residual(nn.Module):
     def __init__(self, flags: ADM, ins: int, outs: int, scale: float = 1) -> None:
         super().__init__()
         self.shift_only, self.scale = not flags.use_scale_shift_norm, scale
         embedded = outs if self.shift_only else 2 * outs
-        self.in_layers = nn.Sequential(nn.GroupNorm(32, ins), nn.SiLU(), nn.Conv2d(ins, outs, 3, padding=1))
+        self.in_layers = nn.Sequential(Norm(ins), nn.SiLU(), nn.Conv2d(ins, outs, 3, padding=1))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(4 * flags.model_channels, embedded))
-        self.out_layers = nn.Sequential(
-            nn.GroupNorm(32, outs), nn.SiLU(), nn.Identity(), nn.Conv2d(outs, outs, 3, padding=1)
-        )
+        self.out_layers = nn.Sequential(Norm(outs), nn.SiLU(), nn.Identity(), nn.Conv2d(outs, outs, 3, padding=1))
         self.skip_connection = nn.Identity() if ins == outs else nn.Conv2d(ins, outs, 1)
 
     def resample(self, x: Tensor) -> Tensor:
         if self.scale == 1:
             return x
         if self.scale < 1:
-            return (x[..., ::2, ::2] + x[..., 1::2, ::2] + x[..., ::2, 1::2] + x[..., 1::2, 1::2]) / 4
+            # summed in more bits than there are, where these are few
+            wide = x.to(torch.promote_types(x.dtype, torch.float32))
+            wide = wide[..., ::2, ::2] + wide[..., 1::2, ::2] + wide[..., ::2, 1::2] + wide[..., 1::2, 1::2]
+            return (wide / 4).to(x.dtype)
         return x.repeat_interleave(2, -1).repeat_interleave(2, -2)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         h = self.in_layers[2](self.resample(self.in_layers[:2](x)))
-        embedding = self.emb_layers(embedding)[..., None, None]
+        embedding = self.emb_layers(embedding).to(h.dtype)[..., None, None]
         if self.shift_only:
             h = self.out_layers(h + embedding)
         else:
@@ -166,7 +179,7 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.new = flags.use_new_attention_order
         self.heads = flags.num_heads if flags.num_head_channels == -1 else channels // flags.num_head_channels
-        self.norm = nn.GroupNorm(32, channels)
+        self.norm = Norm(channels)
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
         self.proj_out = nn.Conv1d(channels, channels, 1)
 
@@ -177,7 +190,9 @@ class SelfAttention(nn.Module):
             q, k, v = qkv.unflatten(1, (3, self.heads, -1)).unbind(1)
         else:
             q, k, v = qkv.unflatten(1, (self.heads, 3, -1)).unbind(2)
-        weights = (torch.einsum("bhct,bhcs->bhts", q, k) / math.sqrt(q.shape[2])).softmax(-1)
+        scale = 1 / math.sqrt(math.sqrt(q.shape[2]))
+        weights = torch.einsum("bhct,bhcs->bhts", q * scale, k * scale)
+        weights = weights.to(torch.promote_types(weights.dtype, torch.float32)).softmax(-1).to(weights.dtype)
         mixed = torch.einsum("bhts,bhcs->bhct", weights, v).flatten(1, 2)
         return x + self.proj_out(mixed).view_as(x)
 
@@ -235,15 +250,18 @@ class Plain(nn.Module):
                     block.append(Residual(flags, now, now, 2) if flags.resblock_updown else Up(now))
                 blocks.append(nn.ModuleList(block))
         self.output_blocks = nn.ModuleList(blocks)
-        self.out = nn.Sequential(nn.GroupNorm(32, now), nn.SiLU(), nn.Conv2d(now, flags.out_channels, 3, padding=1))
+        self.out = nn.Sequential(Norm(now), nn.SiLU(), nn.Conv2d(now, flags.out_channels, 3, padding=1))
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+    def down(self, x: Tensor, t: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """To the end of the middle: what is there, the embedding, and what was kept on the way."""
         half = self.width // 2
         angles = t[:, None] * torch.exp(-math.log(10_000) * torch.arange(half) / half)
-        embedding = self.time_embed(torch.cat([angles.cos(), angles.sin()], 1).to(x.dtype))
+        outer = self.time_embed[0].weight.dtype
+        embedding = self.time_embed(torch.cat([angles.cos(), angles.sin()], 1).to(outer))
         if y is not None:
             embedding = embedding + self.label_emb(y)
-        h = self.input_blocks[0][0](x)
+        first = self.input_blocks[0][0]
+        h = first(x.to(first.weight.dtype))
         kept = [h]
         for block in self.input_blocks[1:]:
             for layer in block:
@@ -251,11 +269,51 @@ class Plain(nn.Module):
             kept.append(h)
         for layer in self.middle_block:
             h = layer(h, embedding)
+        return h, embedding, kept
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+        h, embedding, kept = self.down(x, t, y)
         for block in self.output_blocks:
             h = torch.cat([h, kept.pop()], 1)
             for layer in block:
                 h = layer(h, embedding)
-        return self.out(h)
+        return self.out(h.to(self.out[2].weight.dtype))
+
+    def cast_blocks(self, dtype: torch.dtype) -> None:
+        """The convolutions of the blocks, as guided-diffusion does."""
+        for name, module in self.named_modules():
+            if "block" in name and isinstance(module, nn.Conv1d | nn.Conv2d):
+                module.to(dtype)
+
+
+class Pool(nn.Module):
+    def __init__(self, flags: ADM, channels: int) -> None:
+        super().__init__()
+        self.heads = channels // flags.num_head_channels
+        side = flags.image_size // 2 ** (len(flags.channel_mult) - 1)
+        self.positional_embedding = nn.Parameter(torch.randn(channels, side * side + 1))
+        self.qkv_proj = nn.Conv1d(channels, 3 * channels, 1)
+        self.c_proj = nn.Conv1d(channels, flags.out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(2)
+        flat = torch.cat([flat.mean(2, keepdim=True), flat], 2) + self.positional_embedding
+        q, k, v = self.qkv_proj(flat).unflatten(1, (3, self.heads, -1)).unbind(1)
+        weights = (torch.einsum("bhct,bhcs->bhts", q, k) / math.sqrt(q.shape[2])).softmax(-1)
+        mixed = torch.einsum("bhts,bhcs->bhct", weights, v).flatten(1, 2)
+        return self.c_proj(mixed)[:, :, 0]
+
+
+class PlainClassifier(Plain):
+    def __init__(self, flags: ADM) -> None:
+        super().__init__(flags)
+        del self.output_blocks
+        last = int(flags.model_channels * flags.channel_mult[-1])
+        self.out = nn.Sequential(Norm(last), nn.SiLU(), Pool(flags, last))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:  # type: ignore[override]
+        h, _, _ = self.down(x, t, None)
+        return self.out(h.to(self.out[2].c_proj.weight.dtype))
 
 
 SMALL = {"image_size": 8, "model_channels": 32, "num_res_blocks": 1, "channel_mult": (1, 2)}

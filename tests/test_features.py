@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from autodiffusion import features
+from autodiffusion.cli import main
 from autodiffusion.errors import InputError
 from autodiffusion.features import Extractor, Features
 from autodiffusion.reference import load as load_reference
@@ -163,17 +164,27 @@ def test_the_number_of_features_is_said_or_found_or_unknown() -> None:
 
 
 def test_features_take_and_cat() -> None:
-    whole = Features(torch.arange(8.0).view(4, 2), torch.arange(4.0)[:, None])
+    whole = Features(torch.arange(8.0).view(4, 2), torch.arange(4.0)[:, None], torch.arange(12.0).view(4, 3))
     assert whole.take([3, 0, 3]).vectors.tolist() == [[6, 7], [0, 1], [6, 7]]
     assert whole.take(np.array([2])).logits.tolist() == [[2]]
     again = Features.cat([whole.take([0, 1]), whole.take(torch.tensor([2, 3]))])
     assert torch.equal(again.vectors, whole.vectors)
     assert torch.equal(again.logits, whole.logits)
+    assert torch.equal(again.spatial, whole.spatial)
     assert len(again) == 4
     assert Features.cat([whole, Features(whole.vectors)]).logits is None
+    assert Features.cat([whole, Features(whole.vectors)]).spatial is None
 
 
 # --- torch-fidelity, which CPU builds of torch cannot have: a module with its constructor and output
+
+
+class Places(nn.Module):
+    """Maps ``[B, 192, 17, 17]`` that tell the first pixel, the channel, the row and the column."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        channel, row, column = torch.meshgrid(torch.arange(192), torch.arange(17), torch.arange(17), indexing="ij")
+        return x[:, :1, :1, :1].float() / 256 + (100 * channel + 17 * row + column)
 
 
 class StandIn(nn.Module):
@@ -181,6 +192,8 @@ class StandIn(nn.Module):
         super().__init__()
         assert isinstance(name, str)
         assert features_list == ["2048", "logits_unbiased"]
+        self.Mixed_6d = nn.Module()
+        self.Mixed_6d.branch1x1 = Places()
         if feature_extractor_weights_path is None:
             raise OSError("<urlopen error no route\nto host>")
         self.load_state_dict(torch.load(feature_extractor_weights_path, weights_only=True), strict=True)
@@ -188,6 +201,7 @@ class StandIn(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         assert x.dtype == torch.uint8
         assert x.shape[1] == 3
+        self.Mixed_6d.branch1x1(x)
         return x.float().flatten(2).mean(2).repeat(1, 683)[:, :2048], x.float().amax((2, 3)).repeat(1, 336)
 
 
@@ -213,8 +227,41 @@ def test_inception_from_a_file_takes_grey_and_colour(tmp_path: Path, monkeypatch
     assert found.logits.shape == (70, 1008)
     torch.testing.assert_close(found.vectors[:, 0], grey.float().mean((1, 2, 3)))
     assert torch.equal(found.vectors, extractor(grey.repeat(1, 3, 1, 1)).vectors)
+    # [row, column, channel] of the first seven channels, as TensorFlow lays them out
+    expected = [100 * c + 17 * i + j for i in range(17) for j in range(17) for c in range(7)]
+    assert found.spatial.shape == (70, 2023)
+    assert found.spatial.dtype == torch.float16
+    expected = grey[:, :1, 0, 0].float() / 256 + torch.tensor(expected)
+    torch.testing.assert_close(found.spatial, expected.half(), rtol=0, atol=0)
+    assert not extractor.module.network.Mixed_6d.branch1x1._forward_hooks  # nothing is left behind
     with pytest.raises(InputError, match="4 channels"):
         extractor(images(2, 4, 8, 8))
+
+
+@pytest.mark.usefixtures("fidelity")
+def test_a_reference_batch_becomes_a_reference_with_the_features_of_its_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({}, tmp_path / "weights.pth")
+    monkeypatch.setenv("AUTODIFFUSION_INCEPTION", str(tmp_path / "weights.pth"))
+    arrays = {f"{what}{end}": value for end, d in (("", 2048), ("_s", 2023)) for what, value in statistics(d).items()}
+    some = images(5, 3, 8, 8)
+    np.savez(tmp_path / "VIRTUAL.npz", arr_0=some.permute(0, 2, 3, 1).numpy(), **arrays)
+    out = tmp_path / "own.npz"
+    monkeypatch.setattr(sys, "argv", ["autodiffusion", "reference", str(tmp_path / "VIRTUAL.npz"), "--out", str(out)])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    printed = capsys.readouterr()
+    assert (caught.value.code, printed.err) == (0, "")
+    assert printed.out == f"{out}: 2048 dimensions, features of 5 images\n"
+    found = load_reference(out, features.load("inception"))
+    assert torch.equal(found.vectors, features.load("inception")(some).vectors)
+    np.testing.assert_array_equal(found.sigma, arrays["sigma"])
+    np.testing.assert_array_equal(found.spatial.sigma, arrays["sigma_s"])
+
+
+def statistics(dimension: int) -> dict[str, np.ndarray]:
+    return {"mu": np.arange(float(dimension)), "sigma": np.diag(np.arange(1.0, dimension + 1))}
 
 
 @pytest.mark.usefixtures("fidelity")

@@ -27,9 +27,10 @@ def random(seed: int) -> np.random.Generator:
 
 
 def of(array: np.ndarray, logits: np.ndarray | None = None) -> Features:
+    """The spatial features are the features themselves, as far as half precision goes."""
+    vectors = torch.from_numpy(np.asarray(array, np.float32))
     return Features(
-        torch.from_numpy(np.asarray(array, np.float32)),
-        None if logits is None else torch.from_numpy(np.asarray(logits, np.float32)),
+        vectors, None if logits is None else torch.from_numpy(np.asarray(logits, np.float32)), vectors.half()
     )
 
 
@@ -111,6 +112,37 @@ def test_fid_does_not_lose_digits_to_float32_features_far_from_zero() -> None:
     made = (rng.normal(size=(3000, 8)) + 500).astype(np.float32)
     ref = reference(real)
     assert metric("fid", ref).value(of(made)) == pytest.approx(fid_by_sqrtm(made.astype(np.float64), ref), rel=1e-6)
+
+
+# --- sFID
+
+
+@pytest.mark.parametrize("count", [30, 300])
+def test_sfid_is_the_textbook_formula_of_the_spatial_features_alone(count: int) -> None:
+    rng = random(33)
+    real, made = correlated(rng, 400, 12), correlated(rng, count, 12)
+    samples = Features(torch.zeros(count, 3), spatial=torch.from_numpy(made).half())
+    spatial = Reference.of(of(real), None)
+    ref = Reference(np.ones(3), np.eye(3), spatial=spatial)
+    expected = fid_by_sqrtm(samples.spatial.double().numpy(), spatial)
+    assert metric("sfid", ref).value(samples) == pytest.approx(expected, rel=1e-6)
+    # the rounding to half precision is nothing
+    assert metric("sfid", ref).value(samples) == pytest.approx(fid_by_sqrtm(made, spatial), rel=1e-4)
+
+
+def test_sfid_sees_where_something_is_and_fid_does_not() -> None:
+    """Images of one bright column: the mean does not tell which, the column of each does."""
+    rng = random(34)
+
+    def images(columns: np.ndarray) -> Features:
+        maps = np.eye(8)[columns] + 0.01 * rng.normal(size=(len(columns), 8))
+        return Features(torch.from_numpy(maps.mean(1, keepdims=True)).float(), spatial=torch.from_numpy(maps).half())
+
+    ref = Reference.of(images(rng.integers(4, size=2000)), None)
+    right, wrong = images(rng.integers(4, size=500)), images(4 + rng.integers(4, size=500))
+    assert metric("fid", ref).value(wrong) < 1e-4
+    assert metric("sfid", ref).value(right) < 0.01
+    assert metric("sfid", ref).value(wrong) > 0.4
 
 
 # --- kernel inception distance
@@ -548,6 +580,10 @@ def test_unusable_samples_and_names_are_refused() -> None:
     for name in ("kid", "precision", "recall"):
         with pytest.raises(InputError, match=f"published: the {name} metric needs .* vectors of real images"):
             build(name, statistics)
+    with pytest.raises(InputError, match="published: the sfid metric needs spatial features"):
+        build("sfid", statistics)
+    with pytest.raises(InputError, match="no spatial features; use one that returns"):
+        metric("sfid", ref).value(Features(torch.zeros(5, 3)))
     with pytest.raises(InputError, match="published: the kl metric needs real images"):
         build("kl", statistics)
     assert metric("fid", statistics).value(of(np.ones((5, 3)))) > 0

@@ -18,6 +18,7 @@ from optuna.trial import TrialState
 from scipy.stats import beta, kstest
 
 from autodiffusion.errors import InputError
+from autodiffusion.free import FreeNumber
 from autodiffusion.plan import Plan
 from autodiffusion.schedule import NoiseSchedule
 from autodiffusion.space import SearchSpace
@@ -81,6 +82,24 @@ def test_plans_of_large_spaces_come_back(options: dict[str, Any]) -> None:
     assert [decode(encode(plan, space), space) for plan in plans] == plans
     for corner in (np.zeros(space.nodes), np.ones(space.nodes)):
         assert space.contains(decode(corner, space))
+
+
+def test_free_numbers_are_among_them() -> None:
+    free = ((), (FreeNumber("data", -2, 3),), (FreeNumber("data", -2, 3), FreeNumber("noise", -1, 7, 0.5)))
+    space, rng = SearchSpace.of(SCHEDULE, 3, "ddim", free=free), np.random.default_rng(0)
+    for plan in [space.mutate(space.sample(rng), rng, 0.6, 0.3) for _ in range(100)]:
+        numbers = encode(plan, space)
+        assert numbers.shape == (6,)
+        assert decode(numbers, space) == plan
+    np.testing.assert_allclose(encode(space.plan([900, 500, 100], [3, 0.5, 1]), space)[3:], [1, 0.5, 0.25])
+    target = np.array([1.0, 0.5, 3.0])
+
+    def off(plan: Plan) -> float:
+        return float(np.square((space.values(plan) - target) / (5, 5, 8)).sum())
+
+    asked = run(build("optuna:CmaEsSampler", space, [], 1, {"candidates": 80}), off)
+    assert all(space.contains(plan) for plan in asked)
+    assert min(map(off, asked)) < 0.1 * min(map(off, asked[:10]))
 
 
 @pytest.mark.parametrize("gap", [1, 50])

@@ -14,10 +14,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from autodiffusion import features, reference
+from autodiffusion import features, pictures, reference
 from autodiffusion import npz as npz_reader
+from autodiffusion.cli import main
 from autodiffusion.errors import InputError
 from autodiffusion.features import Extractor, Features
+from autodiffusion.metrics import build, frechet_distance
 from autodiffusion.reference import Reference, load, symmetric_root
 
 BUNDLED = Path(reference.__file__).parent / "bundled" / "mnist" / "reference.npz"
@@ -118,6 +120,117 @@ def test_statistics_are_used_as_they_are_and_images_beside_them_left_alone(
     assert found.vectors is None
     assert found.images is None
     assert found.extractor is None
+
+
+# --- guided-diffusion's reference batches
+
+
+class Everything(nn.Module):
+    """Stands in for Inception: features, logits and spatial features of tiny images; counts the images it is shown."""
+
+    wants_uint8 = True
+    shown = 0
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        self.shown += len(x)
+        flat = x.float().flatten(1)
+        return flat[:, :6], flat[:, :4] / 50, flat[:, 6:11]
+
+
+def batch(path: Path, **changed: object) -> Path:
+    """What a ``VIRTUAL_*.npz`` holds: a few images, and statistics of many more."""
+    many = Extractor(Everything())(torch.from_numpy(pixels(500)).permute(0, 3, 1, 2))
+    arrays: dict[str, object] = {"arr_0": pixels(20)}
+    for end, vectors in (("", many.vectors), ("_s", many.spatial)):
+        values = vectors.double().numpy()
+        arrays |= {f"mu{end}": values.mean(0), f"sigma{end}": np.cov(values, rowvar=False)}
+    arrays |= changed
+    return npz(path, **{key: value for key, value in arrays.items() if value is not None})
+
+
+def test_a_reference_batch_serves_every_metric(tmp_path: Path) -> None:
+    network = Everything()
+    found = load(batch(tmp_path / "VIRTUAL.npz"), Extractor(network, "inception"))
+    assert (found.extractor, found.name) == ("inception", "VIRTUAL")
+    made = Extractor(Everything())(torch.from_numpy(pixels(40)).permute(0, 3, 1, 2))
+    statistics = {
+        name: np.load(tmp_path / "VIRTUAL.npz", allow_pickle=False)[name] for name in ("mu", "sigma", "mu_s", "sigma_s")
+    }
+    for name, end, part in (("fid", "", made.vectors), ("sfid", "_s", made.spatial)):
+        values = part.double().numpy()
+        expected = frechet_distance(
+            values.mean(0), np.cov(values, rowvar=False), statistics[f"mu{end}"], statistics[f"sigma{end}"]
+        )
+        assert build(name, found).value(made) == pytest.approx(expected, rel=1e-6)
+    assert build("inception_score", found).value(made) >= 1
+    assert network.shown == 0  # no image was needed so far
+    real = Extractor(Everything())(torch.from_numpy(pixels(20)).permute(0, 3, 1, 2))
+    for name in ("kid", "precision", "recall"):
+        alone = build(name, Reference.of(real, None)).value(made)
+        assert build(name, found).value(made) == alone
+    assert network.shown == 20  # once for all of them
+    assert torch.equal(build("kl", found).images, torch.from_numpy(pixels(20)).permute(0, 3, 1, 2))
+
+
+def test_a_reference_batch_is_kept_whole(tmp_path: Path) -> None:
+    extractor = Extractor(Everything(), "inception")
+    found = load(batch(tmp_path / "VIRTUAL.npz"), extractor).complete()
+    found.save(tmp_path / "own.npz")
+    again = load(tmp_path / "own.npz", extractor)
+    assert again.vectors.shape == (20, 6)
+    assert again.images.shape == (20, 3, 4, 5)
+    assert (again.extractor, again.pictures) == ("inception", None)
+    np.testing.assert_array_equal(again.mu, found.mu)
+    np.testing.assert_array_equal(again.spatial.mu, found.spatial.mu)
+    np.testing.assert_array_equal(again.spatial.sigma, found.spatial.sigma)
+    assert again.complete() is again
+
+
+def test_a_reference_batch_without_images_has_its_statistics(tmp_path: Path) -> None:
+    found = load(batch(tmp_path / "VIRTUAL.npz", arr_0=None), Extractor(Everything(), "inception"))
+    build("fid", found)
+    build("sfid", found)
+    for name, told in (("kid", "vectors of real images, it has 0"), ("kl", "needs real images, and it has none")):
+        with pytest.raises(InputError, match=told):
+            build(name, found)
+
+
+def test_spatial_features_of_images_are_those_of_the_network(tmp_path: Path) -> None:
+    found = load(npz(tmp_path / "images.npz", arr_0=pixels(30)), Extractor(Everything(), "inception"))
+    expected = pixels(30).transpose(0, 3, 1, 2).reshape(30, -1)[:, 6:11].astype(np.float64)
+    np.testing.assert_allclose(found.spatial.mu, expected.mean(0))
+    np.testing.assert_allclose(found.spatial.sigma, np.cov(expected, rowvar=False), rtol=1e-10)
+    with pytest.raises(InputError, match="the sfid metric needs spatial features"):
+        build("sfid", load(tmp_path / "images.npz", corners))
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"sigma_s": np.eye(4)}, r"VIRTUAL .spatial.: mu \[5\] and sigma \[4, 4\] are not"),
+        ({"mu_s": np.full(5, np.nan)}, "VIRTUAL .spatial.: mu holds NaN"),
+        ({"mu_s": np.array([None] * 5)}, "'mu_s' holds Python objects, which are never loaded"),
+    ],
+)
+def test_spatial_statistics_that_are_unusable(tmp_path: Path, changed: dict[str, object], told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        load(batch(tmp_path / "VIRTUAL.npz", **changed), Extractor(Everything(), "inception"))
+
+
+def test_a_reference_batch_belongs_to_inception(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = batch(tmp_path / "VIRTUAL.npz")
+    with pytest.raises(InputError, match="made with features 'inception', not 'own'"):
+        load(path, Extractor(Everything()))  # though the numbers of features agree
+    monkeypatch.setattr(
+        "sys.argv", ["autodiffusion", "evaluate", "uniform:2", "--model", "mnist", "--reference", str(path)]
+    )
+    with pytest.raises(SystemExit) as caught:
+        main()
+    printed = capsys.readouterr()
+    assert (caught.value.code, printed.out, printed.err.count("\n")) == (2, "", 1)
+    assert "was made with features 'inception', not 'mnist'; choose features 'inception'" in printed.err
 
 
 @pytest.mark.parametrize("half", [False, True])
@@ -248,7 +361,7 @@ def test_pickles_are_never_loaded(tmp_path: Path) -> None:
 
 
 def test_sizes_are_checked_before_memory_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (reference, npz_reader):
+    for module in (pictures, npz_reader):
         monkeypatch.setattr(module, "MAX_BYTES", 300)
     monkeypatch.setattr(np, "load", lambda *_, **__: pytest.fail("read before its size was checked"))
     with pytest.raises(InputError, match=r"array 'arr_0' of shape \[6, 4, 5, 3\] takes more than"):

@@ -352,7 +352,6 @@ def test_a_resampled_plan_with_numbers_runs(run: Run, real_images: Path, steps: 
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("plans", "Missing argument"),
         ("plans none.json --resample 8 --out new.json", "none.json: cannot be read"),
         ("plans torn.json --resample 8 --out new.json", "torn.json: is not a complete JSON file"),
         ("plans found.json --resample 0 --out new.json", "'--resample'"),

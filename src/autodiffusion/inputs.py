@@ -14,6 +14,7 @@ from autodiffusion.models import Model
 from autodiffusion.names import resolve
 from autodiffusion.plan import Option, Plan
 from autodiffusion.progress import Quiet
+from autodiffusion.published import published, read
 from autodiffusion.reference import Reference
 from autodiffusion.reference import load as load_reference
 from autodiffusion.sampling import stretches
@@ -106,13 +107,16 @@ def parse_teacher(source: str, model: Model) -> tuple[int, int] | None:
 
 
 def plan_of(name: str, model: Model, solver: str = "ddim", solver_options: dict[str, Option] | None = None) -> Plan:
-    """The plan in the file ``name``, or the named grid ``name`` (such as ``karras:6``) for ``model`` and ``solver``.
+    """The published plan ``name``, the plan in that file, or the named grid (such as ``karras:6``) for ``model``.
+
+    Args:
+        solver, solver_options: of a named grid; plans have their own.
 
     Raises:
-        InputError: neither; or the plan does not fit the model.
+        InputError: none of them; or the plan does not fit the model.
     """
-    if Path(name).is_file() or name.endswith(".json"):
-        plan = Plan.load(name)
+    if name in published() or Path(name).is_file() or name.endswith(".json"):
+        plan = read(name)
     elif name.partition(":")[0] in GRIDS:
         kind, steps = parse(name)
         continuous = resolve("solvers", solver).continuous
@@ -121,6 +125,9 @@ def plan_of(name: str, model: Model, solver: str = "ddim", solver_options: dict[
         times = grid(kind, steps, model.schedule, continuous=continuous)
         plan = Plan.of(solver, times, solver_options=options)
     else:
-        raise InputError(f"plan '{name}' is neither a file nor a grid such as uniform:4 {nearest(name, GRIDS)}")
+        raise InputError(
+            f"plan '{name}' is no file, no published plan (see autodiffusion plans) and no grid such as uniform:4 "
+            f"{nearest(name, GRIDS)}"
+        )
     stretches(plan, model)
     return plan

@@ -22,10 +22,11 @@ from autodiffusion.names import resolve
 from autodiffusion.plan import Option, Plan
 from autodiffusion.pricing import Pricing, evaluations_of, layered_space, measured, whole_layers
 from autodiffusion.progress import Quiet
+from autodiffusion.published import read
 from autodiffusion.reference import Reference
 from autodiffusion.reference import load as load_reference
 from autodiffusion.resample import resample
-from autodiffusion.settings import Settings
+from autodiffusion.settings import OF_MODEL, Settings
 from autodiffusion.solvers import build
 from autodiffusion.space import SearchSpace
 from autodiffusion.strategies import Strategy
@@ -76,8 +77,7 @@ class Job:
         """
         if settings.threads:
             torch.set_num_threads(settings.threads)
-        chosen = settings.model_dump(include={"device", "dtype", "guidance_scale", "classes", "null_class", "schedule"})
-        model = model or load(settings.model, **chosen)
+        model = model or load(settings.model, **settings.model_dump(include=OF_MODEL))
         solver = resolve("solvers", settings.solver)
         free_end = settings.free_end
         if free_end is None:
@@ -153,14 +153,14 @@ def _pricing(settings: Settings, model: Model, times: Costs | None) -> Pricing:
 
 
 def _start(name: str, space: SearchSpace, model: Model, layers: LayeredSpace | None, seed: int) -> Plan:
-    """The member of the space nearest to a named grid, or to the plan in a file, resampled to the space's steps.
+    """The member of the space nearest to a named grid, or to a plan, published or in a file, resampled to its steps.
 
     A plan that leaves out layers becomes a member of ``layers``, with its own number of steps where that is allowed;
     without ``layers`` it is taken for its time steps.
     """
     if name in GRIDS:
         return space.named(name, model.schedule)
-    plan = Plan.load(name)
+    plan = read(name)
     skip = frozenset[int]().union(*(step.skip for step in plan.steps))
     if layers is not None and skip:
         try:

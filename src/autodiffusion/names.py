@@ -100,6 +100,12 @@ def with_options(room: str, name: str, options: Mapping[str, Any], *required: An
     cls = resolve(room, name)
     parameters = list(inspect.signature(cls).parameters.values())[len(required) :]
     defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+    check_options(what, defaults, options)
+    return cls(*required, **options)
+
+
+def check_options(what: str, defaults: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Raises :class:`InputError` unless each option is among the defaults by name, and of the default's type."""
     for key, value in options.items():
         if key not in defaults:
             raise InputError(f"{what}: option '{key}' is unknown {nearest(key, defaults)}")
@@ -107,4 +113,3 @@ def with_options(room: str, name: str, options: Mapping[str, Any], *required: An
         fits = type(value) is wanted or (wanted is float and type(value) is int)
         if not fits or (wanted is float and not math.isfinite(value)):
             raise InputError(f"{what}: option {key} = {value!r} is not a {wanted.__name__}")
-    return cls(*required, **options)

@@ -12,19 +12,18 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from autodiffusion.errors import InputError
 from autodiffusion.features import Extractor, Features
-from autodiffusion.npz import MAX_BYTES, Arrays
+from autodiffusion.npz import Arrays
+from autodiffusion.pictures import KEYS, Pictures, folder, pixels
 
 Floats = NDArray[np.float64]
 
 FORMAT = "autodiffusion.reference/1"
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-GREY_MODES = ("1", "L", "LA")
-COLOUR_MODES = ("RGB", "RGBA", "RGBX", "P", "PA", "CMYK", "YCbCr", "LAB", "HSV")
+MADE_WITH = "inception"
+"""The features of guided-diffusion's reference batches."""
 
 
 def symmetric_root(sigma: Floats) -> Floats:
@@ -44,6 +43,8 @@ class Reference:
         images: real images, uint8 ``[N, C, H, W]``.
         extractor: the name of the feature network that made it, where known.
         name: how messages and reports call it.
+        spatial: mean and covariance of the spatial features, for ``sfid``, where the network has them.
+        pictures: real images that lie beside published statistics, for metrics that need more than these.
     """
 
     mu: Floats
@@ -52,6 +53,8 @@ class Reference:
     images: Tensor | None = None
     extractor: str | None = None
     name: str = "reference"
+    spatial: Reference | None = None
+    pictures: Pictures | None = None
 
     def __post_init__(self) -> None:
         if self.mu.ndim != 1 or self.sigma.shape != (len(self.mu), len(self.mu)):
@@ -76,13 +79,50 @@ class Reference:
         Raises:
             InputError: the reference has fewer than ``minimum``, or none.
         """
-        have = 0 if self.vectors is None else len(self.vectors)
-        if self.vectors is None or have < minimum:
+        vectors = self.vectors
+        if vectors is None and self.pictures is not None:
+            vectors = self.pictures.vectors
+        have = 0 if vectors is None else len(vectors)
+        if vectors is None or have < minimum:
             raise InputError(
                 f"reference {self.name}: the {metric} metric needs {minimum} or more vectors of real images, "
                 f"it has {have}; give a folder of images or an .npz of features"
             )
-        return self.vectors
+        return vectors
+
+    def need_images(self, metric: str) -> Tensor:
+        """The real images, uint8 ``[N, C, H, W]``, for a metric that looks at them itself.
+
+        Raises:
+            InputError: the reference has none.
+        """
+        if self.images is not None:
+            return self.images
+        if self.pictures is None:
+            raise InputError(
+                f"reference {self.name}: the {metric} metric needs real images, and it has none; "
+                "give a folder of images"
+            )
+        return self.pictures.images
+
+    def need_spatial(self, metric: str) -> Reference:
+        """Mean and covariance of the spatial features, as a reference.
+
+        Raises:
+            InputError: there are none.
+        """
+        if self.spatial is None:
+            raise InputError(
+                f"reference {self.name}: the {metric} metric needs spatial features (mu_s and sigma_s), and it has "
+                "none; give a reference batch of guided-diffusion, or images with the inception features"
+            )
+        return self.spatial
+
+    def complete(self) -> Reference:
+        """With what lies beside published statistics read and shown to the network, to be saved with them."""
+        if self.pictures is None:
+            return self
+        return replace(self, images=self.pictures.images, vectors=self.pictures.vectors, pictures=None)
 
     @staticmethod
     def of(
@@ -95,11 +135,11 @@ class Reference:
         """
         if len(features) < 2:
             raise InputError(f"{name}: {len(features)} images have no covariance; give 2 or more")
-        vectors = features.vectors.double().numpy()
-        mean = vectors.mean(0)
-        centred = vectors - mean
-        sigma = centred.T @ centred / (len(vectors) - 1)
-        return Reference(mean, sigma, features.vectors, images, extractor, name)
+        spatial = None
+        if features.spatial is not None:
+            spatial = Reference(*_statistics(features.spatial), extractor=extractor, name=f"{name} (spatial)")
+        mu, sigma = _statistics(features.vectors)
+        return Reference(mu, sigma, features.vectors, images, extractor, name, spatial)
 
     def save(self, path: Path | str, *, half: bool = False) -> None:
         """Writes the reference to ``path`` (``.npz``) in one piece: a reader never sees half of it.
@@ -115,10 +155,20 @@ class Reference:
             arrays["vectors"] = (self.vectors.half() if half else self.vectors).numpy()
         if self.images is not None:
             arrays["images"] = self.images.numpy()
+        if self.spatial is not None:
+            arrays |= {"mu_s": self.spatial.mu, "sigma_s": self.spatial.sigma}
         partial = path.with_name(path.name + ".partial")
         with partial.open("wb") as file:
             np.savez_compressed(file, allow_pickle=False, **arrays)
         os.replace(partial, path)
+
+
+def _statistics(vectors: Tensor) -> tuple[Floats, Floats]:
+    """Mean ``[D]`` and covariance ``[D, D]``, with N - 1, of ``[N, D]`` features."""
+    values = vectors.double().numpy()
+    mean = values.mean(0)
+    centred = values - mean
+    return mean, centred.T @ centred / (len(values) - 1)
 
 
 def load(source: Path | str, extractor: Extractor, shape: Sequence[int] | None = None) -> Reference:
@@ -128,8 +178,9 @@ def load(source: Path | str, extractor: Extractor, shape: Sequence[int] | None =
         source: a folder of images (png, jpg, jpeg, webp, bmp; sub-folders too; all of one size), or an ``.npz`` file
             with uint8 images (``arr_0`` as guided-diffusion writes them, ``[N, H, W, C]``, or ``images``; channels may
             come first where that is clear), with ``features`` ``[N, D]``, with the statistics ``mu`` and ``sigma`` (as
-            of pytorch-fid, clean-fid and guided-diffusion, whose images are then left alone), or what
-            :meth:`Reference.save` wrote.
+            of pytorch-fid, clean-fid and guided-diffusion), or what :meth:`Reference.save` wrote. Images beside
+            statistics are read only when a metric needs them. A file with ``mu_s`` and ``sigma_s`` as well is a
+            reference batch of guided-diffusion, and belongs to the ``inception`` features.
         extractor: computes the features of images. Statistics and features must have been made with the same network.
         shape: ``[C, H, W]`` of the generated images, to find the number of features of a network that does not tell.
 
@@ -139,7 +190,7 @@ def load(source: Path | str, extractor: Extractor, shape: Sequence[int] | None =
     """
     path = Path(source)
     if path.is_dir():
-        images = _folder(path)
+        images = folder(path)
         return Reference.of(extractor(images), extractor.name, images, path.name)
     if not path.is_file():
         raise InputError(f"{path}: does not exist; give a folder of images or an .npz file")
@@ -148,12 +199,12 @@ def load(source: Path | str, extractor: Extractor, shape: Sequence[int] | None =
         reference = _own(arrays)
         shape = shape if reference.images is None else reference.images.shape[1:]
     elif "mu" in arrays.shapes and "sigma" in arrays.shapes:
-        reference = Reference(arrays.numbers("mu", 1), arrays.numbers("sigma", 2), name=path.stem)
+        reference = _published(arrays, extractor)
     elif "features" in arrays.shapes:
         vectors = torch.from_numpy(arrays.numbers("features", 2, np.float32))
         reference = Reference.of(Features(vectors), None, name=path.stem)
     else:
-        images = _pixels(arrays)
+        images = pixels(arrays)
         reference = Reference.of(extractor(images), extractor.name, images, path.stem)
     if reference.extractor not in (None, extractor.name):
         raise InputError(
@@ -167,6 +218,22 @@ def load(source: Path | str, extractor: Extractor, shape: Sequence[int] | None =
             "make the reference again from images"
         )
     return reference
+
+
+def _published(arrays: Arrays, extractor: Extractor) -> Reference:
+    """Statistics, with the images beside them and the spatial statistics where there are any."""
+    spatial = _spatial(arrays, arrays.path.stem)
+    pictures = Pictures(arrays, extractor) if set(KEYS) & set(arrays.shapes) else None
+    made_with = None if spatial is None else MADE_WITH
+    mu, sigma = arrays.numbers("mu", 1), arrays.numbers("sigma", 2)
+    return Reference(mu, sigma, None, None, made_with, arrays.path.stem, spatial, pictures)
+
+
+def _spatial(arrays: Arrays, name: str) -> Reference | None:
+    """The statistics of spatial features, if they are there."""
+    if not {"mu_s", "sigma_s"} <= set(arrays.shapes):
+        return None
+    return Reference(arrays.numbers("mu_s", 1), arrays.numbers("sigma_s", 2), name=f"{name} (spatial)")
 
 
 def _own(arrays: Arrays) -> Reference:
@@ -183,66 +250,5 @@ def _own(arrays: Arrays) -> Reference:
         images = torch.from_numpy(arrays.read("images"))
     reference = Reference(arrays.numbers("mu", 1), arrays.numbers("sigma", 2), vectors, images, None, arrays.path.stem)
     made_with = str(arrays.read("extractor")) if "extractor" in arrays.shapes else None
-    return replace(reference, extractor=made_with, name=str(arrays.read("name")))
-
-
-def _pixels(arrays: Arrays) -> Tensor:
-    """The uint8 images of an ``.npz`` file, ``[N, C, H, W]``."""
-    key = next((key for key in ("images", "arr_0") if key in arrays.shapes), None)
-    if key is None:
-        found = ", ".join(sorted(arrays.shapes)) or "nothing"
-        raise InputError(f"{arrays.path}: holds {found}; it must have images, arr_0, features, or mu and sigma")
-    shape, dtype = arrays.shapes[key], arrays.types[key]
-    if dtype != np.uint8 or len(shape) != 4:
-        raise InputError(f"{arrays.path}: array '{key}' is {dtype} {list(shape)}; images must be uint8 [N, H, W, C]")
-    first, last = shape[1] in (1, 3), shape[3] in (1, 3)
-    if first == last:
-        raise InputError(
-            f"{arrays.path}: array '{key}' {list(shape)} does not show which axis holds 1 or 3 channels; "
-            "give [N, H, W, C] or [N, C, H, W]"
-        )
-    pixels = torch.from_numpy(arrays.read(key))
-    return pixels if first else pixels.permute(0, 3, 1, 2).contiguous()
-
-
-def _folder(path: Path) -> Tensor:
-    """The images below a folder, in the order of their paths, with the channels and size of the first."""
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
-    if not files:
-        raise InputError(f"{path}: holds no images ({', '.join(IMAGE_SUFFIXES)}); give a folder that does")
-    with _opened(files[0]) as image:
-        width, height = image.size
-        mode = "L" if image.mode in GREY_MODES else "RGB"
-    channels = len(mode)
-    if len(files) * channels * height * width > MAX_BYTES:
-        raise InputError(
-            f"{path}: its {len(files)} images take more than {MAX_BYTES >> 30} GiB; give fewer, or their statistics"
-        )
-    pixels = np.empty((len(files), height, width, channels), np.uint8)
-    for i, file in enumerate(files):
-        with _opened(file) as image:
-            if image.size != (width, height):
-                raise InputError(
-                    f"{file}: is {image.size[0]}x{image.size[1]} where {files[0].name} is {width}x{height}; "
-                    "resize the images to one size"
-                )
-            try:
-                pixels[i] = np.asarray(image.convert(mode)).reshape(height, width, channels)
-            except Exception as error:  # a damaged image fails in its format's own way
-                raise _unreadable(file, error) from error
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
-
-
-def _opened(file: Path) -> Image.Image:
-    try:
-        image = Image.open(file)
-    except Exception as error:  # as above
-        raise _unreadable(file, error) from error
-    if image.mode not in GREY_MODES + COLOUR_MODES:
-        raise InputError(f"{file}: has pixels of mode {image.mode}; convert the images to 8 bits a channel")
-    return image
-
-
-def _unreadable(file: Path, error: Exception) -> InputError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return InputError(f"{file}: is not a readable image ({reason}); remove or replace it")
+    name = str(arrays.read("name"))
+    return replace(reference, extractor=made_with, name=name, spatial=_spatial(arrays, name))

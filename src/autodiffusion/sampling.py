@@ -15,7 +15,7 @@ from autodiffusion.errors import InputError
 from autodiffusion.models import Model
 from autodiffusion.models._model import LABELS
 from autodiffusion.plan import Plan, tidy
-from autodiffusion.solvers import Move, Solver, State, build
+from autodiffusion.solvers import Guided, Move, Solver, State, build
 
 Tick: TypeAlias = Callable[[int], None]
 """Called with the number of network evaluations just made, for a progress bar."""
@@ -75,13 +75,14 @@ class Point:
     """
 
     state: State
-    said: tuple[float, frozenset[int], Tensor] | None = None
+    said: tuple[float, frozenset[int], Tensor | Guided] | None = None
 
     @property
     def bytes(self) -> int:
         """Memory that its tensors take."""
         tensors = [self.state.x, *(prediction for _, prediction in self.state.history)]
-        tensors += [self.said[2]] if self.said else []
+        if self.said:
+            tensors += self.said[2] if isinstance(self.said[2], Guided) else [self.said[2]]
         return sum(tensor.nbytes for tensor in tensors)
 
 
@@ -185,14 +186,15 @@ def walk(
         return model.noise(indices, seed, stream=LABELS + 1 + number)
 
     def go_on(point: Point, stretch: Stretch) -> Point:
-        def predict(x: Tensor, t: float) -> Tensor:
+        def predict(x: Tensor, t: float) -> Tensor | Guided:
             if x is point.state.x and point.said is not None and point.said[:2] == (t, stretch.skip):
                 cost.saved += len(x)
                 return point.said[2]
             cost.evaluations += len(x)
             if tick:
                 tick(len(x))
-            answer = model.predict(x, t, begun.condition)
+            epsilon, shift = model.predict(x, t, begun.condition), model.guide(x, t, begun.condition)
+            answer = epsilon if shift is None else Guided(epsilon, shift)
             if x is point.state.x:
                 point.said = (t, stretch.skip, answer)
             return answer

@@ -12,6 +12,7 @@ from autodiffusion.costs import MaxCost
 from autodiffusion.errors import InputError, nearest, one_line
 from autodiffusion.grids import GRIDS
 from autodiffusion.plan import Option
+from autodiffusion.published import published
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -48,6 +49,13 @@ WITH_LAYERS: dict[str, dict[str, Any]] = {
 OF_LAYERS = ("max_cost", "min_steps", "max_steps")
 """Settings that only a search with ``layers`` has."""
 
+OF_MODEL = {"device", "dtype", "guidance_scale", "classes", "null_class", "schedule"} | {
+    "checkpoint",
+    "classifier",
+    "model_options",
+}
+"""Settings that a model is loaded with, besides its name."""
+
 RUNNING = ("batch_size", "device", "threads", "dtype", "cache_mb")
 """Settings that say how a search runs, not what it finds; a resumed search may change them."""
 
@@ -56,7 +64,9 @@ class Settings(BaseModel):
     """A search, completely described. ``config.yaml`` of a run holds one, resolved.
 
     Attributes:
-        model: a bundled model's name, a folder or hub name of a diffusers UNet, or ``package.module:factory``.
+        model: ``mnist``, ``adm/imagenet64`` and the like, a folder or hub name of a diffusers UNet, or
+            ``package.module:factory``.
+        checkpoint, classifier, model_options: files and options of a model that takes such.
         steps: number of steps of the plans.
         solver: its name; ``solver_options`` its options, of which ``clip`` is the model's where it is not given.
         free_end: search the time at which the solver stops as well; by default with a continuous solver.
@@ -72,7 +82,7 @@ class Settings(BaseModel):
         noise: ``common`` for all candidates, or ``fresh`` for each, as in the paper.
         seed: of everything random.
         strategy: its name; ``strategy_options`` its options.
-        starts: what the search begins with: named grids, and plans in files (``.json``), resampled to ``steps``.
+        starts: what the search begins with: named grids, and plans (published, or ``.json`` files), resampled to ``steps``.
         budget: network evaluations times samples after which no further candidate is begun, confirmation excluded. An
             evaluation counts as one whatever layers are left out of it.
         finalists: how many of the best are scored again on fresh noise to choose the plan.
@@ -86,6 +96,9 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str
+    checkpoint: str | None = None
+    classifier: str | None = None
+    model_options: dict[str, Option] = {}
     steps: int
     preset: Literal["default", "paper"] = "default"
     solver: str = "ddim"
@@ -144,7 +157,7 @@ class Settings(BaseModel):
         except ValidationError as error:
             raise one_line(error, where, cls.model_fields) from None
         for name in settings.starts:
-            if name not in GRIDS and not name.endswith(".json"):
+            if name not in GRIDS and name not in published() and not name.endswith(".json"):
                 raise InputError(
                     f"{where}: starts: grid '{name}' is unknown {nearest(name, GRIDS)}; a plan's file ends in .json"
                 )

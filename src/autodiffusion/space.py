@@ -107,8 +107,10 @@ class SearchSpace:
         return replace(self, free=())
 
     @cached_property
-    def _widths(self) -> Values:
-        return np.array([number.high - number.low for _, number in self.numbers])
+    def bounds(self) -> tuple[Values, Values]:
+        """The least values of the free numbers and the widths of their ranges, ``[len(numbers)]`` each."""
+        low = np.array([number.low for _, number in self.numbers], dtype=np.float64)
+        return low, np.array([number.high for _, number in self.numbers], dtype=np.float64) - low
 
     @cached_property
     def _index(self) -> dict[float, int]:
@@ -190,7 +192,7 @@ class SearchSpace:
             # a step out of the range is taken the other way, for the same reason
             outside = (positions + steps < 0) | (positions + steps > len(self.times) - 1)
             turned = rng.random(len(values)) < probability
-            values = values + turned * rng.normal(0, scale, len(values)) * self._widths
+            values = values + turned * rng.normal(0, scale, len(values)) * self.bounds[1]
             return self.plan(np.where(moved, positions + np.where(outside, -steps, steps), positions), values)
         unused = np.setdiff1d(np.arange(len(self.times)), positions)
         drawn = rng.choice(unused, int(moved.sum()), replace=False) if len(unused) >= moved.sum() else positions[moved]
@@ -224,7 +226,7 @@ class SearchSpace:
             low = positions[i + 1] + self.gap if i + 1 < self.nodes else 0
             high = positions[i - 1] - self.gap if i else top
             moved[i] = min(max(moved[i], low), high)
-        return self.plan(np.clip(moved, 0, top), self.values(plan) + turns * distance * self._widths)
+        return self.plan(np.clip(moved, 0, top), self.values(plan) + turns * distance * self.bounds[1])
 
     def blend(self, first: Plan, second: Plan, share: float) -> Plan:
         """The plan whose nodes and free numbers lie between those of two others, ``share`` of the way to ``second``."""

@@ -16,14 +16,23 @@ from autodiffusion.settings import PRESETS
 from autodiffusion.strategies.evolution import Evolution
 from autodiffusion.strategies.random import Random
 
+MODELS = (
+    "mnist, adm/imagenet64, adm/lsun-cat, adm/lsun-bedroom, adm, a folder or hub name of a diffusers UNet, or "
+    "package.module:factory"
+)
+ModelName = Annotated[str, typer.Option("--model", help=MODELS)]
+Checkpoint = Annotated[str | None, typer.Option(help="file of an adm model's weights")]
+Classifier = Annotated[str | None, typer.Option(help="file of the weights of the classifier that guides it")]
 ModelOption = Annotated[
-    str, typer.Option("--model", help="mnist, a folder or hub name of a diffusers UNet, or package.module:factory")
+    list[str] | None, typer.Option("--model-option", help="NAME=VALUE, a flag of an adm model, may be repeated")
 ]
 Reference = Annotated[
     str | None, typer.Option(help="folder of images, .npz of images, features or statistics, or teacher:100")
 ]
 Features = Annotated[str | None, typer.Option(help="feature network: mnist, inception or package.module:attribute")]
-Guidance = Annotated[float | None, typer.Option("--guidance-scale", help="classifier-free guidance, 1 is none")]
+Guidance = Annotated[
+    float | None, typer.Option("--guidance-scale", help="classifier-free, 1 is none; or the classifier's, 0 is none")
+]
 Classes = Annotated[int | None, typer.Option(help="number of classes, where the model's files do not say")]
 NullClass = Annotated[int | None, typer.Option("--null-class", help="the label that stands for no class")]
 Schedule = Annotated[str | None, typer.Option(help="linear, scaled_linear or cosine, for a bare UNet")]
@@ -49,32 +58,15 @@ def usual(text: str, name: str) -> str:
     return f"{text} [{default}]" if default == paper else f"{text} [{default}; paper: {paper}]"
 
 
-def load_model(
-    model: str,
-    device: str,
-    dtype: str,
-    guidance_scale: float | None,
-    classes: int | None,
-    null_class: int | None,
-    schedule: str | None,
-    threads: int,
-) -> Model:
-    """The model that the options describe."""
+def load_model(model: str, threads: int, model_option: list[str] | None, **options: Any) -> Model:
+    """The model that the options describe: those of :func:`autodiffusion.models.load`."""
     import torch
 
     from autodiffusion.models import load
 
     if threads:
         torch.set_num_threads(threads)
-    return load(
-        model,
-        device=device,
-        dtype=dtype,
-        guidance_scale=guidance_scale,
-        classes=classes,
-        null_class=null_class,
-        schedule=schedule,
-    )
+    return load(model, model_options=pairs(model_option, "--model-option"), **options)
 
 
 def load_plan(name: str, model: Model, solver: str, solver_option: list[str] | None) -> Plan:

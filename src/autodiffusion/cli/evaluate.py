@@ -8,12 +8,15 @@ import typer
 
 from autodiffusion.cli._options import (
     Batch,
+    Checkpoint,
     Classes,
+    Classifier,
     Device,
     Dtype,
     Features,
     Guidance,
     Json,
+    ModelName,
     ModelOption,
     NullClass,
     Reference,
@@ -33,8 +36,8 @@ if TYPE_CHECKING:
 
 
 def evaluate_command(
-    plan: Annotated[str, typer.Argument(help="a plan's file, or a grid such as uniform:4")],
-    model: ModelOption,
+    plan: Annotated[str, typer.Argument(help="a plan's file, a published plan, or a grid such as uniform:4")],
+    model: ModelName,
     metric: Annotated[str, typer.Option(help="one or several, by commas")] = "fid",
     samples: Annotated[int, typer.Option(min=2)] = 5000,
     seed: Seed = 0,
@@ -43,6 +46,9 @@ def evaluate_command(
     solver: Solver = "ddim",
     solver_option: SolverOption = None,
     guidance_scale: Guidance = None,
+    checkpoint: Checkpoint = None,
+    classifier: Classifier = None,
+    model_option: ModelOption = None,
     classes: Classes = None,
     null_class: NullClass = None,
     schedule: Schedule = None,
@@ -67,7 +73,19 @@ def evaluate_command(
     from autodiffusion.sampling import nfe
     from autodiffusion.timing import plan_times
 
-    loaded = load_model(model, device, dtype, guidance_scale, classes, null_class, schedule, threads)
+    loaded = load_model(
+        model,
+        threads,
+        model_option,
+        device=device,
+        dtype=dtype,
+        guidance_scale=guidance_scale,
+        classes=classes,
+        null_class=null_class,
+        schedule=schedule,
+        checkpoint=checkpoint,
+        classifier=classifier,
+    )
     chosen = load_plan(plan, loaded, solver, solver_option)
     evaluator, source = prepare(loaded, features, reference, batch_size)
     metrics = [name.strip() for name in metric.split(",") if name.strip()]

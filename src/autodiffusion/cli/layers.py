@@ -8,10 +8,14 @@ from typing import Annotated
 import typer
 
 from autodiffusion.cli._options import (
+    MODELS,
+    Checkpoint,
     Classes,
+    Classifier,
     Device,
     Dtype,
     Json,
+    ModelOption,
     NullClass,
     Schedule,
     Threads,
@@ -21,9 +25,10 @@ from autodiffusion.cli._output import print_json
 
 
 def layers_command(
-    model: Annotated[
-        str, typer.Argument(help="mnist, a folder or hub name of a diffusers UNet, or package.module:factory")
-    ],
+    model: Annotated[str, typer.Argument(help=MODELS)],
+    checkpoint: Checkpoint = None,
+    classifier: Classifier = None,
+    model_option: ModelOption = None,
     classes: Classes = None,
     null_class: NullClass = None,
     schedule: Schedule = None,
@@ -33,7 +38,18 @@ def layers_command(
     as_json: Json = False,
 ) -> None:
     """Lists the layers that a plan may leave out, with the multiply-accumulates (MACs) that each saves a sample."""
-    loaded = load_model(model, device, dtype, None, classes, null_class, schedule, threads)
+    loaded = load_model(
+        model,
+        threads,
+        model_option,
+        device=device,
+        dtype=dtype,
+        classes=classes,
+        null_class=null_class,
+        schedule=schedule,
+        checkpoint=checkpoint,
+        classifier=classifier,
+    )
     loaded.check(frozenset())
     if as_json:
         return print_json(

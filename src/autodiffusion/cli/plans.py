@@ -1,10 +1,11 @@
-"""``autodiffusion plans PLAN``."""
+"""``autodiffusion plans [PLAN]``."""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,26 +16,26 @@ from autodiffusion.plan import Plan
 
 
 def plans_command(
-    plan: Annotated[Path, typer.Argument(help="a plan's file")],
+    plan: Annotated[
+        str | None, typer.Argument(help="a plan's file or a published plan's name; without it, those are listed")
+    ] = None,
     resample: Annotated[int | None, typer.Option(min=1, help="give the plan this number of steps")] = None,
     out: Annotated[Path | None, typer.Option(help="file for the resampled plan")] = None,
     as_json: Json = False,
 ) -> None:
-    """Shows a plan and where it came from, or gives it another number of steps."""
-    from autodiffusion.evaluate import describe
+    """Lists the published plans, shows a plan and where it came from, or gives it another number of steps."""
+    from autodiffusion.published import published, read
     from autodiffusion.resample import resample as resampled
 
-    chosen = Plan.load(plan)
+    if plan is None:
+        if resample or out:
+            raise InputError("--resample and --out are for one plan; give its file or its name")
+        return print_json([_entry(*item) for item in published().items()]) if as_json else _print_list(published())
+    chosen = read(plan)
     if resample is None:
         if out:
             raise InputError("--out is for a resampled plan; give --resample with a number of steps")
-        if as_json:
-            entry = {"name": str(plan), "source": chosen.origin, "plan": chosen.model_dump(mode="json")}
-            return print_json([entry])
-        print(describe(chosen))
-        if chosen.origin:
-            print(f"from {json.dumps(chosen.origin)}")
-        return
+        return print_json([_entry(plan, chosen)]) if as_json else _print(chosen)
     chosen = resampled(chosen, resample)
     if out:
         check_writable(out)
@@ -42,6 +43,37 @@ def plans_command(
     if as_json:
         print_json({"plan": chosen.model_dump(mode="json")})
     elif out:
+        from autodiffusion.evaluate import describe
+
         print(f"{out}: {describe(chosen)}")
     else:
         print(chosen.to_json(), end="")
+
+
+def _entry(name: str, plan: Plan) -> dict[str, Any]:
+    return {"name": name, "source": plan.origin, "plan": plan.model_dump(mode="json")}
+
+
+def _print(plan: Plan) -> None:
+    """A plan in a line, the layers that it leaves out and where it came from."""
+    from autodiffusion.evaluate import describe
+
+    print(describe(plan))
+    for step in plan.steps:
+        if step.skip:
+            print(f"at {step.t:g} without layers {', '.join(map(str, sorted(step.skip)))}")
+    if plan.origin:
+        print(f"from {json.dumps(plan.origin)}")
+
+
+def _print_list(plans: dict[str, Plan]) -> None:
+    """The published plans as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("name", "solver", "steps", "layers left out", "source")
+    for name, plan in plans.items():
+        left_out = sum(len(step.skip) for step in plan.steps)
+        source = f"{plan.origin['source']}{'; in part assumed' if 'assumed' in plan.origin else ''}"
+        table.add_row(name, plan.solver, str(len(plan.steps)), str(left_out), source)
+    Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False, highlight=False).print(table)

@@ -9,11 +9,14 @@ import typer
 
 from autodiffusion.cli._options import (
     Batch,
+    Checkpoint,
     Classes,
+    Classifier,
     Device,
     Dtype,
     Features,
     Guidance,
+    ModelOption,
     NullClass,
     Schedule,
     Threads,
@@ -31,6 +34,9 @@ def reference_command(
     model: Annotated[str | None, typer.Option(help="whose feature network is used; needed for teacher:100")] = None,
     features: Features = None,
     guidance_scale: Guidance = None,
+    checkpoint: Checkpoint = None,
+    classifier: Classifier = None,
+    model_option: ModelOption = None,
     classes: Classes = None,
     null_class: NullClass = None,
     schedule: Schedule = None,
@@ -53,10 +59,23 @@ def reference_command(
             raise InputError(f"reference '{source}' needs --model, whose samples it is made of")
         found = load_reference(source, load_features(features or "inception", device))
     else:
-        loaded = load_model(model, device, dtype, guidance_scale, classes, null_class, schedule, threads)
+        loaded = load_model(
+            model,
+            threads,
+            model_option,
+            device=device,
+            dtype=dtype,
+            guidance_scale=guidance_scale,
+            classes=classes,
+            null_class=null_class,
+            schedule=schedule,
+            checkpoint=checkpoint,
+            classifier=classifier,
+        )
         evaluator, _ = prepare(loaded, features, source, batch_size)
         with Shown() as progress:
             found = find_reference(source, evaluator, progress)
+    found = found.complete()
     found.save(out)
     kept = "statistics only" if found.vectors is None else f"features of {len(found.vectors):,} images"
     print(f"{out}: {len(found.mu)} dimensions, {kept}")

@@ -9,10 +9,13 @@ import typer
 
 from autodiffusion.cli._options import (
     Batch,
+    Checkpoint,
     Classes,
+    Classifier,
     Device,
     Dtype,
     Guidance,
+    ModelName,
     ModelOption,
     NullClass,
     Schedule,
@@ -27,18 +30,21 @@ from autodiffusion.cli._options import (
 
 
 def sample_command(
-    plan: Annotated[str, typer.Argument(help="a plan's file, or a grid such as uniform:4")],
-    model: ModelOption,
+    plan: Annotated[str, typer.Argument(help="a plan's file, a published plan, or a grid such as uniform:4")],
+    model: ModelName,
     out: Annotated[Path, typer.Option(help="PNG file")],
     count: Annotated[int, typer.Option("-n", "--count", min=1, help="number of images")] = 64,
     seed: Seed = 0,
     compare: Annotated[
         str | None,
-        typer.Option(help="a grid (uniform, or uniform:10) or a plan's file, drawn beside it from the same seeds"),
+        typer.Option(help="a grid (uniform, or uniform:10) or a plan, drawn beside it from the same seeds"),
     ] = None,
     solver: Solver = "ddim",
     solver_option: SolverOption = None,
     guidance_scale: Guidance = None,
+    checkpoint: Checkpoint = None,
+    classifier: Classifier = None,
+    model_option: ModelOption = None,
     classes: Classes = None,
     null_class: NullClass = None,
     schedule: Schedule = None,
@@ -49,13 +55,27 @@ def sample_command(
 ) -> None:
     """Draws images of a plan or a named grid into one picture."""
     from autodiffusion.progress import Shown
+    from autodiffusion.published import published
     from autodiffusion.report import picture
     from autodiffusion.sampling import nfe, sample
 
-    loaded = load_model(model, device, dtype, guidance_scale, classes, null_class, schedule, threads)
+    loaded = load_model(
+        model,
+        threads,
+        model_option,
+        device=device,
+        dtype=dtype,
+        guidance_scale=guidance_scale,
+        classes=classes,
+        null_class=null_class,
+        schedule=schedule,
+        checkpoint=checkpoint,
+        classifier=classifier,
+    )
     plans = {plan: load_plan(plan, loaded, solver, solver_option)}
     if compare:
-        whole = compare if ":" in compare or Path(compare).suffix else f"{compare}:{len(plans[plan].steps)}"
+        is_plan = ":" in compare or compare in published() or Path(compare).suffix
+        whole = compare if is_plan else f"{compare}:{len(plans[plan].steps)}"
         plans[whole] = load_plan(whole, loaded, solver, solver_option)
     check_writable(out)
     with Shown() as progress:

@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autodiffusion.cli._options import (
+    MODELS,
     SOLVERS,
+    Checkpoint,
     Classes,
+    Classifier,
     Features,
     Guidance,
     Json,
+    ModelOption,
     NullClass,
     Reference,
     Schedule,
@@ -34,9 +38,7 @@ STRATEGIES = (
 
 
 def search_command(
-    model: Annotated[
-        str | None, typer.Argument(help="mnist, a folder or hub name of a diffusers UNet, or package.module:factory")
-    ] = None,
+    model: Annotated[str | None, typer.Argument(help=MODELS)] = None,
     out: Annotated[Path | None, typer.Option(help="folder of the run; an unfinished search there is resumed")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with the same options, underscores for dashes")] = None,
     preset: Annotated[
@@ -100,7 +102,8 @@ def search_command(
         str | None, typer.Option(help=usual("common to all candidates, or fresh for each", "noise"))
     ] = None,
     starts: Annotated[
-        str | None, typer.Option(help=usual("named grids and plan files to begin with, by commas", "starts"))
+        str | None,
+        typer.Option(help=usual("named grids, plan files and published plans to begin with, by commas", "starts")),
     ] = None,
     gap: Annotated[int | None, typer.Option(help="smallest distance between two time steps")] = None,
     layers: Annotated[
@@ -137,6 +140,9 @@ def search_command(
     teacher: Annotated[int | None, typer.Option(help="add a row of so many uniform steps to the final table")] = None,
     seed: Annotated[int | None, typer.Option(help="of everything random")] = None,
     guidance_scale: Guidance = None,
+    checkpoint: Checkpoint = None,
+    classifier: Classifier = None,
+    model_option: ModelOption = None,
     classes: Classes = None,
     null_class: NullClass = None,
     schedule: Schedule = None,
@@ -171,10 +177,11 @@ def search_command(
     extra = {name: given.pop(name) for name in of_strategy if name in given}
     extra |= pairs(given.pop("strategy_option", None), "--strategy-option")
     own = pairs(given.pop("solver_option", None), "--solver-option")
+    of_model = pairs(given.pop("model_option", None), "--model-option")
     if "starts" in given:
         given["starts"] = [name for name in given["starts"].split(",") if name]
     options |= given
-    for key, added in (("strategy_options", extra), ("solver_options", own)):
+    for key, added in (("strategy_options", extra), ("solver_options", own), ("model_options", of_model)):
         if added:
             before = options.get(key, {})
             options[key] = {**before, **added} if isinstance(before, dict) else before

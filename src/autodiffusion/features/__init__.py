@@ -1,7 +1,8 @@
 """Feature networks: from images to the numbers that metrics compare. One file a network; each assigns ``extractor``.
 
-A network is an ``nn.Module`` from a batch of images to features, or to features and logits. The file's ``extractor``
-makes one without arguments, as does a user's ``package.module:attribute`` (which may also be the module itself).
+A network is an ``nn.Module`` from a batch of images to features, perhaps with logits and spatial features. The file's
+``extractor`` makes one without arguments, as does a user's ``package.module:attribute`` (which may also be the module
+itself).
 """
 
 from __future__ import annotations

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from autodiffusion.errors import InputError
 from autodiffusion.names import resolve
 
+PARTS = ("features", "logits", "spatial features")
+"""What a network may return, in this order."""
+
 
 @dataclass(frozen=True, eq=False)
 class Features:
@@ -21,10 +24,13 @@ class Features:
     Attributes:
         vectors: one a row, float32 ``[N, D]``.
         logits: unnormalized log-probabilities of classes, float32 ``[N, C]``, where the network has them.
+        spatial: features that say where in the image they are, for ``sfid``, where the network has them: float16
+            ``[N, S]``, whose rounding is far below what any number of samples can tell.
     """
 
     vectors: Tensor
     logits: Tensor | None = None
+    spatial: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -32,15 +38,19 @@ class Features:
     def take(self, indices: Sequence[int] | NDArray[np.int64] | Tensor) -> Features:
         """The rows of these numbers, in this order; numbers may repeat."""
         rows = torch.as_tensor(indices, dtype=torch.long)
-        return Features(self.vectors[rows], None if self.logits is None else self.logits[rows])
+        logits, spatial = (None if part is None else part[rows] for part in (self.logits, self.spatial))
+        return Features(self.vectors[rows], logits, spatial)
 
     @staticmethod
     def cat(parts: Sequence[Features]) -> Features:
-        """One after the other; logits only if every part has them."""
-        logits = [part.logits for part in parts if part.logits is not None]
-        return Features(
-            torch.cat([part.vectors for part in parts]), torch.cat(logits) if len(logits) == len(parts) else None
-        )
+        """One after the other; logits and spatial features only if every part has them."""
+
+        def joined(tensors: Sequence[Tensor | None]) -> Tensor | None:
+            there = [tensor for tensor in tensors if tensor is not None]
+            return torch.cat(there) if len(there) == len(tensors) else None
+
+        logits, spatial = joined([part.logits for part in parts]), joined([part.spatial for part in parts])
+        return Features(torch.cat([part.vectors for part in parts]), logits, spatial)
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +59,8 @@ class Extractor:
 
     Attributes:
         module: from images ``[B, C, H, W]``, float32 in [-1, 1] (uint8 if it has ``wants_uint8 = True``), to features
-            ``[B, ...]``, which are flattened, or to ``(features, logits [B, C])``. If it has an integer ``dimension``,
-            that is the number of features of one image.
+            ``[B, ...]``, which are flattened, to ``(features, logits [B, C])`` or to ``(features, logits, spatial
+            [B, ...])``. If it has an integer ``dimension``, that is the number of features of one image.
         name: identifies the network; references made with it remember the name.
         device: where it runs.
         batch_size: how many images it gets at a time; features do not depend on it, beyond float rounding.
@@ -90,17 +100,23 @@ class Extractor:
             raise InputError(
                 f"features '{self.name}': images of shape {list(images.shape[1:])} do not fit the network ({reason})"
             ) from error
-        vectors, logits = output if isinstance(output, tuple) and len(output) == 2 else (output, None)
-        for what, value in (("features", vectors), ("logits", logits)):
+        parts = output if isinstance(output, tuple) and len(output) in (2, 3) else (output,)
+        named = dict(zip(PARTS, parts, strict=False))
+        for what, value in named.items():
             if value is None and what == "logits":
                 continue
             if not isinstance(value, Tensor) or value.ndim < 2 or len(value) != len(images):
                 shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 raise InputError(
                     f"features '{self.name}': the module's {what} for {len(images)} images are {shape}; "
-                    f"return a tensor [{len(images)}, ...], or (features, logits)"
+                    f"return a tensor [{len(images)}, ...], (features, logits) or (features, logits, spatial)"
                 )
-        return Features(vectors.flatten(1).float().cpu(), None if logits is None else logits.flatten(1).float().cpu())
+        logits, spatial = named.get("logits"), named.get("spatial features")
+        return Features(
+            named["features"].flatten(1).float().cpu(),
+            None if logits is None else logits.flatten(1).float().cpu(),
+            None if spatial is None else spatial.flatten(1).half().cpu(),
+        )
 
     def dimension(self, shape: Sequence[int] | None = None) -> int | None:
         """How many features an image has: as the module says, or as a black image of ``shape`` ``[C, H, W]`` shows.

@@ -13,15 +13,20 @@ from autodiffusion.features._base import Extractor
 
 WEIGHTS_VARIABLE = "AUTODIFFUSION_INCEPTION"
 WEIGHTS_NAME = "weights-inception-2015-12-05-6726825d.pth"
+SPATIAL_LAYER = "Mixed_6d.branch1x1"
+"""torch-fidelity's name for TensorFlow's ``mixed_6/conv``."""
+SPATIAL_CHANNELS = 7
 BATCH_SIZE = 64
 """Its images are enlarged to 299x299; larger batches take memory and save no time."""
 
 
 class Inception(nn.Module):
-    """The 2048 features that the FID compares (Heusel et al. 2017) and the logits of the inception score.
+    """The 2048 features that the FID compares (Heusel et al. 2017), the logits of the inception score, and the sFID's.
 
     The logits are without the bias of the last layer, as in the first implementation of the score (Salimans et al.
-    2016). Grey images are repeated to three channels.
+    2016). The spatial features are those of guided-diffusion's evaluator (Dhariwal and Nichol 2021, after Nash et al.
+    2021): the first 7 channels of the layer that TensorFlow calls ``mixed_6/conv``, 17x17, in the order [row, column,
+    channel]. Grey images are repeated to three channels.
     """
 
     dimension = 2048
@@ -31,8 +36,10 @@ class Inception(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features ``[B, 2048]`` and logits ``[B, 1008]`` of uint8 images ``[B, 1 or 3, H, W]``.
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Features ``[B, 2048]``, logits ``[B, 1008]``, spatial features ``[B, 2023]`` of images ``[B, 1 or 3, H, W]``.
+
+        The images are uint8.
 
         Raises:
             InputError: images with another number of channels.
@@ -40,8 +47,14 @@ class Inception(nn.Module):
         channels = images.shape[1]
         if channels not in (1, 3):
             raise InputError(f"features 'inception': images have {channels} channels; it takes grey and RGB images")
-        features, logits = self.network(images.expand(-1, 3, -1, -1).contiguous())
-        return features, logits
+        maps: list[Tensor] = []
+        layer = self.network.get_submodule(SPATIAL_LAYER)
+        hook = layer.register_forward_hook(lambda module, inputs, output: maps.append(output))
+        try:
+            features, logits = self.network(images.expand(-1, 3, -1, -1).contiguous())
+        finally:
+            hook.remove()
+        return features, logits, maps[0][:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
 
 
 def pretrained() -> Extractor:

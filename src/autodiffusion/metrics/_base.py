@@ -11,6 +11,7 @@ from typing import ClassVar, Literal, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from autodiffusion.errors import InputError
 from autodiffusion.features import Features
@@ -19,6 +20,8 @@ from autodiffusion.reference import Reference
 Floats: TypeAlias = NDArray[np.float64]
 Indices: TypeAlias = NDArray[np.int64]
 
+Needs: TypeAlias = Literal["features", "logits", "spatial", "errors"]
+"""What of the samples a value is made from."""
 GROUPS = 20
 """Parts that are left out in turn by :meth:`Metric.pseudovalues` where a metric has nothing better."""
 
@@ -42,7 +45,7 @@ class Criterion(ABC):
     """
 
     better: ClassVar[Literal["lower", "higher"]]
-    needs: ClassVar[Literal["features", "logits", "errors"]]
+    needs: ClassVar[Needs]
 
     def __init__(self, reference: Reference) -> None:
         self.reference = reference
@@ -129,20 +132,32 @@ class Metric(Criterion):
             raise InputError(
                 f"metric {type(self).__name__}: {len(features)} samples are too few; give {self.minimum} or more"
             )
-        if self.needs == "logits":
-            if features.logits is None:
-                raise InputError(
-                    f"metric {type(self).__name__}: the feature network has no logits; "
-                    "use one that returns (features, logits)"
-                )
-            return bool(torch.isfinite(features.logits).all())
-        given, known = features.vectors.shape[1], len(self.reference.mu)
-        if given != known:
+        part = self.part(features)
+        given, known = part.shape[1], len(self.reference.mu)
+        if self.needs != "logits" and given != known:
             raise InputError(
                 f"metric {type(self).__name__}: the samples have {given} features and reference {self.reference.name} "
                 f"has {known}; make the reference with the same feature network"
             )
-        return bool(torch.isfinite(features.vectors).all())
+        return bool(torch.isfinite(part).all())
+
+    def part(self, features: Features) -> Tensor:
+        """What of the features the value is made from, as ``needs`` says: ``[N, ...]``.
+
+        Raises:
+            InputError: the feature network has no such thing.
+        """
+        if self.needs == "features":
+            return features.vectors
+        part, returned = features.logits, "(features, logits)"
+        if self.needs == "spatial":
+            part, returned = features.spatial, "(features, logits, spatial), as inception does"
+        if part is None:
+            what = "logits" if self.needs == "logits" else "spatial features"
+            raise InputError(
+                f"metric {type(self).__name__}: the feature network has no {what}; use one that returns {returned}"
+            )
+        return part
 
 
 def interval(metric: Metric, features: Features, resamples: int = 200, seed: int = 0, level: float = 0.95) -> Interval:

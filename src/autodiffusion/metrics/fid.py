@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import numpy as np
+from torch import Tensor
 
 from autodiffusion.features import Features
-from autodiffusion.metrics._base import Floats, Indices, Metric
+from autodiffusion.metrics._base import Floats, Indices, Metric, Needs
 from autodiffusion.reference import symmetric_root
 
 
@@ -20,11 +22,11 @@ class FID(Metric):
     """
 
     better = "lower"
-    needs = "features"
+    needs: ClassVar[Needs] = "features"
 
     def measure(self, features: Features) -> float:
         """The distance in the square of the features' unit, at least 0 up to rounding."""
-        mean, centred = _centred(features)
+        mean, centred = _centred(self.part(features))
         return self._distance(mean, centred, _trace_of_root(self._gram(centred)))
 
     def pseudovalues(self, features: Features) -> Floats:
@@ -38,7 +40,7 @@ class FID(Metric):
         count = len(features)
         if not self.fits(features):
             return np.full(count, self.worst)
-        mean, centred = _centred(features)
+        mean, centred = _centred(self.part(features))
         eigenvalues, vectors = np.linalg.eigh(self._gram(centred))
         roots = np.sqrt(eigenvalues.clip(min=0))
         # with centred @ root = U s V^T the last term is U^2 @ s; the vectors are U or, of the other gram matrix, V
@@ -53,7 +55,7 @@ class FID(Metric):
 
     def resampled(self, features: Features) -> Callable[[Indices], float]:
         """The distance of the samples of any list of numbers, from weights of the samples where these are many."""
-        vectors = features.vectors.double().numpy()
+        vectors = self.part(features).double().numpy()
         if len(vectors) < vectors.shape[1]:
             return super().resampled(features)
         root, middle = self.reference.root, vectors.mean(0)
@@ -86,9 +88,9 @@ class FID(Metric):
         return float(np.square(mean - self.reference.mu).sum()) + traces - 2 * trace_of_root
 
 
-def _centred(features: Features) -> tuple[Floats, Floats]:
+def _centred(samples: Tensor) -> tuple[Floats, Floats]:
     """The mean m ``[D]`` and a matrix A ``[N, D]`` of samples less m, such that ``A^T A`` is their covariance."""
-    vectors = features.vectors.double().numpy()
+    vectors = samples.double().numpy()
     mean = vectors.mean(0)
     return mean, (vectors - mean) / np.sqrt(len(vectors) - 1)
 

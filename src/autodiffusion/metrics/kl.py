@@ -31,21 +31,13 @@ class KL(Criterion):
 
     def __init__(self, reference: Reference) -> None:
         super().__init__(reference)
-        if reference.images is None:
-            raise InputError(
-                f"reference {reference.name}: the kl metric needs real images, and it has none; give a folder of images"
-            )
+        self.images: Tensor = reference.need_images("kl")
+        """The real images, uint8 ``[N, C, H, W]``."""
 
     @property
     def available(self) -> int:
         """How many real images there are."""
         return len(self.images)
-
-    @property
-    def images(self) -> Tensor:
-        """The real images, uint8 ``[N, C, H, W]``."""
-        assert self.reference.images is not None
-        return self.reference.images
 
     def value(self, log_snr: ArrayLike, errors: ArrayLike) -> float:
         """Bits per dimension, the mean over images; infinite if any error is not finite.

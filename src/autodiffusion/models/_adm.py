@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -86,17 +86,28 @@ class ADM:
         return tuple(int(factor * self.model_channels) for factor in self.channel_mult)
 
 
-_LSUN = ADM(256, 256, 2, (1, 1, 2, 2, 4, 4), (8, 16, 32), num_head_channels=64)
+class MisfitError(InputError):
+    """A checkpoint is of another network than the flags make.
 
-NETWORKS = {
-    "imagenet64": ADM(
-        64, 192, 3, (1, 2, 3, 4), (2, 4, 8), num_classes=1000, num_head_channels=64, use_new_attention_order=True
-    ),
-    "lsun-cat": _LSUN,
-    "lsun-bedroom": _LSUN,
-}
-"""The networks that AutoDiffusion (Li et al. 2023) was published with. ImageNet's noise schedule is the cosine one,
-LSUN's the linear one."""
+    Attributes:
+        problem: the first key that does not fit, in words.
+    """
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"checkpoint: {problem}; {_REMEDY}")
+        self.problem = problem
+
+
+def check_fits(state: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]]) -> None:
+    """Raises :class:`MisfitError` unless the keys are those of ``shapes``, and their tensors of these shapes."""
+    for key, shape in shapes.items():
+        if key not in state:
+            raise MisfitError(f"{key} is missing")
+        if tuple(state[key].shape) != tuple(shape):
+            raise MisfitError(f"{key} is {list(state[key].shape)}, these flags make {list(shape)}")
+    for key in state:
+        if key not in shapes:
+            raise MisfitError(f"{key} is left over")
 
 
 def adm_unet(state: Mapping[str, Tensor], flags: ADM) -> UNet2DModel:
@@ -109,34 +120,35 @@ def adm_unet(state: Mapping[str, Tensor], flags: ADM) -> UNet2DModel:
         state: guided-diffusion's ``UNetModel.state_dict()``, e.g. ``input_blocks.0.0.weight``. It is copied.
 
     Raises:
-        InputError: naming the first key that is missing, has another shape than these flags make, or is left over.
+        MisfitError: a key is missing, has another shape than these flags make, or is left over.
     """
     unet: Any = empty_adm_unet(flags)
-    left, converted = dict(state), {}
+    check_fits(state, adm_shapes(unet))
+    converted = {}
     for theirs, ours in _modules(unet):
         for kind, parameter in unet.get_submodule(ours[0]).named_parameters():
-            key = f"{theirs}.{kind}"
-            if key not in left:
-                raise InputError(f"checkpoint: {key} is missing; {_REMEDY}")
-            tensor = left.pop(key)
-            shape = (len(ours) * parameter.shape[0], *parameter.shape[1:])
-            # attention is made of convolutions over one dimension there
-            there = (*shape, 1) if kind == "weight" and theirs.endswith((".qkv", ".proj_out")) else shape
-            if tuple(tensor.shape) != there:
-                raise InputError(
-                    f"checkpoint: {key} is {list(tensor.shape)}, these flags make {list(there)}; {_REMEDY}"
-                )
-            parts = [tensor.reshape(shape)]
+            tensor = state[f"{theirs}.{kind}"].reshape(len(ours) * parameter.shape[0], *parameter.shape[1:])
+            parts = [tensor]
             if len(ours) == 3:
                 heads = unet.get_submodule(ours[0].rpartition(".")[0]).heads
-                parts = _split(tensor.reshape(shape), 1 if flags.use_new_attention_order else heads)
+                parts = _split(tensor, 1 if flags.use_new_attention_order else heads)
             for name, part in zip(ours, parts, strict=True):
                 converted[f"{name}.{kind}"] = part.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
-    if left:
-        raise InputError(f"checkpoint: {next(iter(left))} is left over; {_REMEDY}")
     unet.load_state_dict(converted, assign=True)
     network: UNet2DModel = unet.eval().requires_grad_(False)
     return network
+
+
+def adm_shapes(unet: Any) -> dict[str, tuple[int, ...]]:
+    """The keys of guided-diffusion's weights of such a network, in execution order, with the shape of each."""
+    shapes = {}
+    for theirs, ours in _modules(unet):
+        for kind, parameter in unet.get_submodule(ours[0]).named_parameters():
+            shape = (len(ours) * parameter.shape[0], *parameter.shape[1:])
+            # attention is made of convolutions over one dimension there
+            flat = kind == "weight" and theirs.endswith((".qkv", ".proj_out"))
+            shapes[f"{theirs}.{kind}"] = (*shape, 1) if flat else shape
+    return shapes
 
 
 def empty_adm_unet(flags: ADM) -> UNet2DModel:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,14 +33,21 @@ def load(
     classes: int | None = None,
     null_class: int | None = None,
     schedule: str | None = None,
+    checkpoint: str | None = None,
+    classifier: str | None = None,
+    model_options: Mapping[str, Any] | None = None,
 ) -> Model:
-    """The model called ``name``: bundled, a diffusers UNet's folder or hub name, or ``package.module:factory``.
+    """The model called ``name``: of a family, a diffusers UNet's folder or hub name, or ``package.module:factory``.
+
+    A family may have presets: ``adm/imagenet64`` is one of ``adm``.
 
     Args:
         device: where it runs, e.g. ``cuda``.
         dtype: of the network: ``float32``, ``float16`` or ``bfloat16``.
         guidance_scale, classes, null_class: see :class:`Model`; for an own factory they replace what it set.
         schedule: ``linear``, ``scaled_linear`` or ``cosine`` (1,000 steps), for a UNet without a scheduler beside it.
+        checkpoint, classifier: files of weights, for families that are held in such.
+        model_options: the family's own options, by name.
 
     Raises:
         InputError: there is no such model, its files cannot be read, or the options do not fit it.
@@ -51,19 +60,50 @@ def load(
         torch.zeros(1, device=device).cpu()  # there and back: the meta device has no numbers to give back
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device '{device}' cannot be used ({str(error).splitlines()[0]}); cpu always can") from None
+    made: Callable[..., Model]
+    given: dict[str, Any] = {"device": device, "dtype": DTYPES[dtype]}
+    family, slash, preset = name.partition("/")
+    if ":" in name:
+        made = partial(_own, name)
+    elif family in known("models") and (not slash or _takes(resolve("models", family), "preset")):
+        made = resolve("models", family)
+        given |= {"preset": preset} if slash else {}
+    else:
+        made = partial(load_unet, name)
+    options = {
+        "guidance_scale": guidance_scale,
+        "classes": classes,
+        "null_class": null_class,
+        "schedule": SCHEDULES[schedule]() if schedule else None,
+        "checkpoint": checkpoint,
+        "classifier": classifier,
+        "model_options": model_options or None,
+    }
+    for key, value in options.items():
+        if value is not None:
+            if not _takes(made, key):
+                option = "--" + key.removesuffix("s" if key == "model_options" else "").replace("_", "-")
+                raise InputError(f"model '{name}' takes no {option}; leave it out")
+            given[key] = value
+    return made(**given)
+
+
+def _takes(made: Callable[..., Model], option: str) -> bool:
+    return option in inspect.signature(made).parameters
+
+
+def _own(
+    name: str,
+    *,
+    device: str,
+    dtype: torch.dtype,
+    guidance_scale: float | None = None,
+    classes: int | None = None,
+    null_class: int | None = None,
+) -> Model:
+    made: object = own(name, "model")
     given: dict[str, Any] = {"guidance_scale": guidance_scale, "classes": classes, "null_class": null_class}
     given = {key: value for key, value in given.items() if value is not None}
-    if ":" in name:
-        return _own(name, given, device, DTYPES[dtype])
-    built_in = {"device": device, "dtype": DTYPES[dtype], **given}
-    if name in known("models"):
-        model: Model = resolve("models", name)(**built_in)
-        return model
-    return load_unet(name, schedule=SCHEDULES[schedule]() if schedule else None, **built_in)
-
-
-def _own(name: str, given: dict[str, Any], device: str, dtype: torch.dtype) -> Model:
-    made: object = own(name, "model")
     try:
         model = made() if callable(made) else made
     except InputError:

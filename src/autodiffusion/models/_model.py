@@ -42,13 +42,16 @@ class Model:
         classes: number of classes, drawn evenly; ``None`` for an unconditional model.
         null_class: the label that stands for "no class", needed for guidance.
         guidance_scale: classifier-free guidance (Ho and Salimans 2022) as diffusers counts it: 1 is none,
-            above 1 pushes away from the null class. One guided prediction counts as one network evaluation.
+            above 1 pushes away from the null class. With a classifier its scale, of which 0 is none. One guided
+            prediction counts as one network evaluation.
         name: how reports call it.
         features: the feature network that fits its images, by name; ``inception`` where nothing else is said.
         reference: the reference that belongs to it, if it brings one.
         device: where the network runs. Noise is drawn on the CPU whatever the device.
         dtype: of the network's inputs; solvers and metrics keep float32.
         module: what ``network`` calls where that is a function: the torch module whose layers a plan may leave out.
+        classifier: ``(x [B, *shape], t [B] float) -> logits [B, classes]`` of noisy samples, through which gradients
+            flow; it guides the model towards the labels (see :meth:`guide`).
     """
 
     network: Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -65,13 +68,17 @@ class Model:
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
     module: nn.Module | None = None
+    classifier: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         if self.prediction not in get_args(Prediction):
             raise InputError(
                 f"prediction '{self.prediction}' is unknown {nearest(self.prediction, get_args(Prediction))}"
             )
-        if self.guidance_scale != 1 and (self.classes is None or self.null_class is None):
+        if self.classifier is not None:
+            if self.classes is None or self.null_class is not None:
+                raise InputError("a classifier guides a model with classes and without a null class; mend one of them")
+        elif self.guidance_scale != 1 and (self.classes is None or self.null_class is None):
             raise InputError(
                 f"guidance_scale = {self.guidance_scale:g} needs a class-conditional model with a null class; "
                 "give its number (--null-class) or leave the scale at 1"
@@ -90,13 +97,30 @@ class Model:
         return torch.cat(draw).to(self.device)
 
     def predict(self, x: Tensor, t: float, condition: Tensor | None) -> Tensor:
-        """The noise in ``x`` at time ``t``, epsilon ``[B, *shape]``, guidance included."""
-        if self.guidance_scale == 1:
+        """The noise in ``x`` at time ``t``, epsilon ``[B, *shape]``, classifier-free guidance included."""
+        if self.guidance_scale == 1 or self.classifier is not None:
             return self._epsilon(x, t, condition)
         assert condition is not None and self.null_class is not None
         labels = torch.cat([torch.full_like(condition, self.null_class), condition])
         without, given = self._epsilon(torch.cat([x, x]), t, labels).chunk(2)
         return without + self.guidance_scale * (given - without)
+
+    def guide(self, x: Tensor, t: float, condition: Tensor | None) -> Tensor | None:
+        """What the classifier adds to epsilon ``[B, *shape]``, or ``None``: ``-sigma scale grad log p(label | x)``.
+
+        It belongs behind whatever clips the clean data (Dhariwal and Nichol 2021, algorithm 2).
+        """
+        if self.classifier is None or self.guidance_scale == 0:
+            return None
+        assert condition is not None
+        # tensors of inference mode take no part in gradients, their copies do
+        with torch.inference_mode(False), torch.enable_grad():
+            at, labels = x.clone().requires_grad_(), condition.clone()
+            logits = self.classifier(at.to(self.dtype), torch.full((len(x),), float(t), device=x.device)).to(x.dtype)
+            # samples do not see each other: the gradient of the sum has that of each
+            chosen = logits.log_softmax(-1).gather(1, labels[:, None]).sum()
+            (gradient,) = torch.autograd.grad(chosen, at)
+        return -self.schedule.sigma(t) * self.guidance_scale * gradient
 
     def _epsilon(self, x: Tensor, t: float, labels: Tensor | None) -> Tensor:
         times = torch.full((len(x),), float(t), device=x.device)

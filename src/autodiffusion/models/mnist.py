@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+
+import torch
 
 from autodiffusion.models._model import Model
 from autodiffusion.models._unet import load_unet
@@ -13,10 +14,18 @@ FOLDER = Path(__file__).parent.parent / "bundled" / "mnist"
 NULL_CLASS = 10
 
 
-def mnist(**options: Any) -> Model:
+def mnist(
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    guidance_scale: float = 1.0,
+    classes: int | None = None,
+    null_class: int = NULL_CLASS,
+) -> Model:
     """The model in ``bundled/mnist`` with its own feature network and reference; its card is the README there."""
-    options["null_class"] = NULL_CLASS if options.get("null_class") is None else options["null_class"]
-    model = load_unet(str(FOLDER), **options)
+    model = load_unet(
+        str(FOLDER), device=device, dtype=dtype, guidance_scale=guidance_scale, classes=classes, null_class=null_class
+    )
     return replace(model, name="mnist", features="mnist", reference=FOLDER / "reference.npz")
 
 

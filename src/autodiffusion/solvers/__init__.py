@@ -6,6 +6,6 @@ by one. States are immutable and moves comparable, so plans whose first moves ar
 
 from __future__ import annotations
 
-from autodiffusion.solvers._base import Move, Predict, Solver, State, build, solve
+from autodiffusion.solvers._base import Guided, Move, Predict, Solver, State, build, solve
 
-__all__ = ["Move", "Predict", "Solver", "State", "build", "solve"]
+__all__ = ["Guided", "Move", "Predict", "Solver", "State", "build", "solve"]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 from torch import Tensor
 
@@ -16,7 +16,18 @@ from autodiffusion.free import OfSteps, values
 from autodiffusion.names import with_options
 from autodiffusion.schedule import NoiseSchedule
 
-Predict: TypeAlias = Callable[[Tensor, float], Tensor]
+
+class Guided(NamedTuple):
+    """A prediction that a classifier guides: ``shift`` is added to the noise after clipping, and x0 not clipped again.
+
+    So it is in guided-diffusion (Dhariwal and Nichol 2021, algorithm 2).
+    """
+
+    epsilon: Tensor
+    shift: Tensor
+
+
+Predict: TypeAlias = Callable[[Tensor, float], Tensor | Guided]
 """The network: (x ``[B, ...]``, time) -> the noise in x, epsilon, of x's shape."""
 
 Noise: TypeAlias = Callable[[int], Tensor]
@@ -69,7 +80,8 @@ class Solver(ABC):
     Attributes:
         schedule: the noise schedule of the model.
         clip: clip each prediction of the clean data to [-1, 1] and re-derive the noise from it, before anything
-            else is done with it; for models of pixels (as guided-diffusion's ``clip_denoised``).
+            else is done with it; for models of pixels (as guided-diffusion's ``clip_denoised``). A classifier's
+            guidance comes after it, and may lead out of [-1, 1] again.
     """
 
     schedule: NoiseSchedule
@@ -113,17 +125,21 @@ class Solver(ABC):
         return moves
 
     def epsilon(self, predict: Predict, x: Tensor, t: float) -> Tensor:
-        """The noise in ``x`` at ``t``, after clipping where that is asked for."""
+        """The noise in ``x`` at ``t``, after clipping where that is asked for, and guidance after that."""
         return self.both(predict, x, t)[0]
 
     def both(self, predict: Predict, x: Tensor, t: float) -> tuple[Tensor, Tensor]:
-        """The noise and the clean data that the network sees in ``x`` at ``t``: (epsilon, x0)."""
+        """The noise and the clean data in ``x`` at ``t``, clipped and then guided: (epsilon, x0)."""
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
-        epsilon = predict(x, t)
+        answer = predict(x, t)
+        epsilon, shift = answer if isinstance(answer, Guided) else (answer, None)
         x0 = (x - sigma * epsilon) / alpha
         if self.clip:
             x0 = x0.clamp(-1, 1)
             epsilon = (x - alpha * x0) / sigma
+        if shift is not None:
+            epsilon = epsilon + shift
+            x0 = (x - sigma * epsilon) / alpha
         return epsilon, x0
 
 

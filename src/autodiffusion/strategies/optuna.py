@@ -136,7 +136,7 @@ class Optuna(Strategy):
         return self.study.ask({name: FloatDistribution(0, 1) for name in self._names()})
 
     def _names(self) -> list[str]:
-        return [f"node {i}" for i in range(self.space.nodes)]
+        return [f"node {i}" for i in range(self.space.nodes)] + [f"{n.name} {i}" for i, n in self.space.numbers]
 
     def _finish(self, trial: Trial, loss: float) -> None:
         from optuna.trial import TrialState
@@ -154,26 +154,30 @@ class Optuna(Strategy):
 
 
 def encode(plan: Plan, space: SearchSpace) -> NDArray[np.float64]:
-    """A member of the space as numbers in (0, 1], one a node, ``[nodes]``.
+    """A member of the space as numbers in [0, 1], one a node and one a free number, ``[nodes + len(numbers)]``.
 
     Number *i* says where node *i* lies between the earliest time and the node before it: their ratio, to the power of
     how many nodes are left. That is the distribution function of the largest of so many even draws, so even numbers
     give evenly drawn plans, as :meth:`SearchSpace.sample` does; without the power the last nodes would crowd at the
     clean end. Every plan has one place in the cube, where sorting K numbers would give it K factorial, of which a
-    model of the loss knows nothing; and a small change of a number is a small change of the plan.
+    model of the loss knows nothing; and a small change of a number is a small change of the plan. A free number is its
+    place between its bounds.
     """
     places, above = _places(space)
     # the middle of the cell whose points decode to this plan
     levels = (space.positions(plan) - above + 0.5) / places
     ratios = levels / np.array([1.0, *levels[:-1]])
-    return np.asarray(ratios ** np.arange(space.nodes, 0, -1), dtype=np.float64)
+    low, width = space.bounds
+    return np.append(ratios ** np.arange(space.nodes, 0, -1), (space.values(plan) - low) / width)
 
 
 def decode(numbers: NDArray[np.float64], space: SearchSpace) -> Plan:
-    """The member of the space that ``numbers`` in [0, 1], ``[nodes]``, stand for; of :func:`encode` the same plan."""
+    """The member of the space that ``numbers`` in [0, 1] stand for; of :func:`encode` the same plan."""
     places, above = _places(space)
-    levels = np.cumprod(numbers ** (1 / np.arange(space.nodes, 0, -1)))
-    return space.plan(np.minimum(np.floor(levels * places), places - 1) + above)
+    nodes, free = np.split(numbers, [space.nodes])
+    levels = np.cumprod(nodes ** (1 / np.arange(space.nodes, 0, -1)))
+    low, width = space.bounds
+    return space.plan(np.minimum(np.floor(levels * places), places - 1) + above, low + free * width)
 
 
 def _places(space: SearchSpace) -> tuple[int, NDArray[np.int64]]:

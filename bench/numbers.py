@@ -1,0 +1,387 @@
+"""Other ways to find the free numbers of ``gls`` than the ladder's pattern search, at equal cost, measured.
+
+    .venv/bin/python -m bench.numbers [--models mixture,empirical] [--steps 4,6] [--seeds 3] [--again]
+
+All begin with the times that ``search --solver gls --plain`` finds with half of the budget, unless said otherwise, and
+spend the other half on
+
+pattern search   the ladder from these times, without its family of starts and without exploring;
+CMA-ES           Hansen 2016, of the library ``cmaes``, on times and numbers or on the numbers alone; each candidate has
+                 the FID of the same few samples of common noise, or of noise that is fresh for each generation;
+COBYQA           as in ``bench.ideas``, on the numbers alone, on the FID of the same few samples of common noise;
+gradient         LD3's and GAS's objective (Tong et al. 2024; Oganov et al. 2025): Adam on times and numbers, on the
+                 squared distance in pixels to a many-step result of the same noise, through the solver. Once more from
+                 the named grid that is nearest to that result, for half of the budget, and then the pattern search.
+
+The opponent is the product, ``search --solver gls``, with the whole budget. All of them choose as the product does: of
+the best that differ and the best plain plan the one that is best on fresh noise, whose cost comes on top of the budget.
+Every figure is the FID on noise that nothing has seen before, the same for all. Cost is network evaluations times
+samples; a backward pass counts as two, and the many-step results count. The table goes to standard output and
+``bench/results/numbers.md``, its rows to ``numbers.json`` beside it; rows that are there are not made again unless
+asked with ``--again``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import product
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from cmaes import CMA
+from numpy.typing import NDArray
+from scipy.optimize import Bounds, minimize
+from torch import Tensor
+
+from autodiffusion.candidates import standings
+from autodiffusion.evaluate import Pool, derive_seed, score_of
+from autodiffusion.grids import GRIDS, grid
+from autodiffusion.job import Job
+from autodiffusion.loop import choice, choose, explore, search
+from autodiffusion.metrics import Metric, build
+from autodiffusion.models import Model
+from autodiffusion.plan import Plan
+from autodiffusion.progress import Quiet
+from autodiffusion.settings import Settings
+from autodiffusion.solvers import build as build_solver
+from autodiffusion.solvers import solve
+from autodiffusion.study import LEDGER, read_events, write
+from bench.compare import BATCH, FRESH, judge
+from bench.ideas import falling
+from bench.models import reference_of
+
+OUT = Path("bench/results/numbers.json")
+BUDGET = 25_000
+"""For each step: 100,000 network evaluations times samples at 4 steps."""
+STEP_OF_TIMES, STEP_OF_NUMBERS = 0.03, 0.12
+"""The units of CMA-ES and COBYQA: the ladder's first steps, as shares of a range."""
+COMMON, SIGMA = 100, 0.5
+"""CMA-ES and COBYQA: samples of a candidate; the first standard deviation, or the radius of trust, in those units."""
+TEACHER, POOL, GRADIENT_BATCH, RATE = 50, 200, 50, 0.03
+"""Gradient: uniform DDIM steps of the teacher, its samples, those of one step of Adam, and its rate."""
+
+Found = tuple[Sequence[Plan], int]
+"""Plans, best first, and what finding them took in network evaluations times samples."""
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to find numbers for, and what that may cost."""
+
+    model: str
+    steps: int
+    seed: int
+    budget: int
+    confirm: int = 2000
+
+    def settings(self, **options: Any) -> Settings:
+        """Of a search with ``gls`` on ``ddim``, its default."""
+        given = {"model": f"bench.models:{self.model}", "reference": reference_of(self.model), "solver": "gls"}
+        given |= {"steps": self.steps, "seed": self.seed, "batch_size": BATCH[self.model]}
+        return Settings.of(**given | {"budget": self.budget, "confirm_samples": self.confirm} | options)
+
+    @cached_property
+    def job(self) -> Job:
+        return Job.of(self.settings())
+
+    @cached_property
+    def fid(self) -> Metric:
+        assert self.job.reference is not None
+        made = build("fid", self.job.reference)
+        assert isinstance(made, Metric)
+        return made
+
+    @cached_property
+    def start(self) -> tuple[Plan, int]:
+        """The plan with the times found for half of the budget, and their cost."""
+        ranked, spent = ladder(self, self.budget // 2, free_numbers=False)
+        return ranked[0], spent
+
+    @property
+    def last(self) -> int:
+        return len(self.job.evaluator.model.schedule) - 1
+
+
+def ladder(task: Task, budget: int, **options: Any) -> Found:
+    """The default search for so much, without its choice among finalists."""
+    with TemporaryDirectory() as folder:
+        explore(task.settings(budget=budget, **options), Path(folder), 1.0)
+        events = read_events(Path(folder) / LEDGER)
+    spent = sum(event["evaluations"] for event in events if event["event"] == "scores")
+    return list(standings(events, task.fid)), spent
+
+
+def pattern_search(task: Task, plan: Plan, budget: int) -> Found:
+    """The ladder's refining of a plan."""
+    with TemporaryDirectory() as folder:
+        plan.save(Path(folder) / "start.json")
+        starts, options = [str(Path(folder) / "start.json")], {"family": False, "explorations": 0}
+        return ladder(task, budget, starts=starts, strategy_options=options)
+
+
+def losses(task: Task, pool: Pool, plans: Sequence[Plan]) -> list[float]:
+    """Their FIDs on the first samples of the pool."""
+    found = pool.grow(plans, COMMON)
+    return [score_of(task.fid, part if isinstance(part, str) else task.fid.value(part), COMMON).value for part in found]
+
+
+@dataclass(frozen=True)
+class Box:
+    """Plans as vectors: the times, if they move, and the numbers, each in units of the ladder's first step."""
+
+    task: Task
+    times: bool
+
+    @cached_property
+    def units(self) -> Vector:
+        numbers = [STEP_OF_NUMBERS * (number.high - number.low) for _, number in self.task.job.space.numbers]
+        return np.array([STEP_OF_TIMES * self.task.last] * self._moved + numbers)
+
+    @property
+    def _moved(self) -> int:
+        return self.task.steps if self.times else 0
+
+    @property
+    def bounds(self) -> Vector:
+        """``[dimensions, 2]``."""
+        numbers = [[number.low, number.high] for _, number in self.task.job.space.numbers]
+        return np.array([[0, self.task.last]] * self._moved + numbers) / self.units[:, None]
+
+    def vector(self, plan: Plan) -> Vector:
+        space = self.task.job.space
+        return np.concatenate([space.positions(plan)[: self._moved], space.values(plan)]) / self.units
+
+    def plan(self, vector: Vector) -> Plan:
+        times, numbers = np.split(vector * self.units, [self._moved])
+        space = self.task.job.space
+        return space.plan(times if self.times else space.positions(self.task.start[0]), numbers)
+
+
+def cma_es(task: Task, times: bool, fresh: bool) -> Found:
+    """CMA-ES from plain numbers: the means of the last generations and, on common noise, the best that it looked at."""
+    start, spent = task.start
+    box, evaluator, seen = Box(task, times), task.job.evaluator, dict[Plan, float]()
+    cma = CMA(box.vector(start), SIGMA, box.bounds, seed=task.seed)
+    means, price = [start], cma.population_size * COMMON * task.steps
+    before = evaluator.cost.evaluations - spent
+    pool = Pool(evaluator, derive_seed(task.seed, "search"), [COMMON], 2**28)
+    while evaluator.cost.evaluations - before + price <= task.budget:
+        if fresh:
+            pool = Pool(evaluator, derive_seed(task.seed, f"generation {cma.generation}"), [COMMON])
+        asked = [cma.ask() for _ in range(cma.population_size)]
+        plans = [box.plan(vector) for vector in asked]
+        values = losses(task, pool, plans)
+        cma.tell(list(zip(asked, values, strict=True)))
+        seen |= zip(plans, values, strict=True)
+        means.append(box.plan(cma.mean))
+    ranked = means[::-1] if fresh else [means[-1], *sorted(seen, key=lambda plan: seen[plan])]
+    return ranked, evaluator.cost.evaluations - before
+
+
+def cobyqa(task: Task) -> Found:
+    """COBYQA on the numbers alone, from plain ones: what it looked at, best first."""
+    start, spent = task.start
+    box, evaluator, seen = Box(task, times=False), task.job.evaluator, dict[Plan, float]()
+    pool = Pool(evaluator, derive_seed(task.seed, "search"), [COMMON], 2**28)
+    before = evaluator.cost.evaluations - spent
+
+    def score(vector: Vector) -> float:
+        if evaluator.cost.evaluations - before + COMMON * task.steps > task.budget:
+            raise StopIteration
+        plan = box.plan(vector)
+        [seen[plan]] = losses(task, pool, [plan])
+        return seen[plan]
+
+    options = {"maxfev": task.budget, "initial_tr_radius": SIGMA, "final_tr_radius": 0.01}
+    with suppress(StopIteration):  # the budget is spent
+        minimize(score, box.vector(start), method="COBYQA", bounds=Bounds(*box.bounds.T), options=options)
+    return sorted(seen, key=lambda plan: seen[plan]), evaluator.cost.evaluations - before
+
+
+def differentiable(model: Model, start: Tensor, times: Tensor, numbers: dict[tuple[int, str], Tensor]) -> Tensor:
+    """``gls`` on ``ddim`` from ``start`` to clean data, differentiable in both; for models without clipping.
+
+    Args:
+        numbers: by their steps and names, as they are open for each step.
+
+    The derivative of the network in the time is a difference quotient, as in ``bench.ideas``.
+    """
+    log_alphas, last = torch.from_numpy(0.5 * np.log(model.schedule.alphas_cumprod)), len(model.schedule) - 1
+    below = times.detach().floor().clamp(0, last - 1).long()
+    log_alpha = log_alphas[below] + (times - below) * (log_alphas[below + 1] - log_alphas[below])
+    one, zero = torch.ones(1), torch.zeros(1)
+    alpha = torch.cat([log_alpha.exp().float(), one])
+    sigma = torch.cat([(-torch.expm1(2 * log_alpha)).sqrt().float(), zero])
+    x, before = start, start
+    for k, t in enumerate(times.tolist()):
+        epsilon = model.predict(x, t, None)
+        with torch.no_grad():
+            low, high = max(t - 0.5, 0.0), min(t + 0.5, float(last))
+            slope = (model.predict(x, high, None) - model.predict(x, low, None)) / (high - low)
+        epsilon = epsilon + slope * (times[k] - t).float()
+        x0 = (x - sigma[k] * epsilon) / alpha[k]
+        data, noise = (numbers.get((k, name), zero).float() for name in ("data1", "noise"))
+        x = alpha[k + 1] * (x0 + data * (x0 - before)) + sigma[k + 1] * (epsilon + noise * (start - epsilon))
+        before = x0
+    return x
+
+
+def gradient(task: Task, start: Plan | None, budget: int) -> Found:
+    """Adam on the distance to the teacher's samples, from a plan, or from the named grid that has the least.
+
+    Times and averaging are as in ``bench.ideas``.
+    """
+    model, space, seed = task.job.evaluator.model, task.job.space, derive_seed(task.seed, "gradient")
+    noise, left = model.noise(range(POOL), seed), budget - POOL * TEACHER
+    with torch.no_grad():
+        target = _draw(model, Plan.of("ddim", grid("uniform", TEACHER, model.schedule)), noise)
+        if start is None:
+            left -= POOL * task.steps * len(GRIDS)
+            grids = [space.named(name, model.schedule) for name in GRIDS]
+            start = min(grids, key=lambda plan: float((_draw(model, plan, noise) - target).square().mean()))
+    logits = torch.tensor(np.log(np.maximum(-np.diff([task.last, *start.times, 0]), 1)), requires_grad=True)
+    numbers = torch.tensor(space.values(start), requires_grad=True)
+    keys = [(step, number.name) for step, number in space.numbers]
+    adam, order = torch.optim.Adam([logits, numbers], lr=RATE), torch.Generator().manual_seed(task.seed)
+    iterations = max(0, left // (3 * GRADIENT_BATCH * task.steps))
+    kept = []
+    for iteration in range(iterations):
+        batch = torch.randperm(POOL, generator=order)[:GRADIENT_BATCH]
+        drawn = differentiable(
+            model, noise[batch], falling(logits, task.last), dict(zip(keys, numbers.unbind(), strict=True))
+        )
+        adam.zero_grad()
+        (drawn - target[batch]).square().mean().backward()
+        adam.step()
+        if iteration >= iterations // 2:
+            kept.append(torch.cat([falling(logits.detach(), task.last), numbers.detach()]))
+    spent = budget - left + iterations * 3 * GRADIENT_BATCH * task.steps
+    if not kept:
+        return [start], spent
+    times, values = np.split(torch.stack(kept).mean(0).numpy(), [task.steps])
+    return [space.plan(times, values), start], spent
+
+
+def _draw(model: Model, plan: Plan, noise: Tensor) -> Tensor:
+    solver = build_solver(plan.solver, model.schedule, plan.solver_options)
+    return solve(solver, lambda x, t: model.predict(x, t, None), noise, plan.times, params=plan.params)
+
+
+def from_times(task: Task, way: Callable[[Task, Plan, int], Found]) -> Found:
+    """A way that begins with the task's times and has the other half of the budget."""
+    start, spent = task.start
+    ranked, more = way(task, start, task.budget - spent)
+    return ranked, spent + more
+
+
+def gradient_then_pattern(task: Task) -> Found:
+    """Half of the budget each."""
+    found, spent = gradient(task, None, task.budget // 2)
+    ranked, more = pattern_search(task, found[0], task.budget - spent)
+    return ranked, spent + more
+
+
+PRODUCT, START = "search --solver gls", "its start: times alone, half of the budget"
+WAYS: dict[str, Callable[[Task], Found]] = {
+    "pattern search": partial(from_times, way=pattern_search),
+    "CMA-ES, times and numbers, common noise": partial(cma_es, times=True, fresh=False),
+    "CMA-ES, times and numbers, fresh noise": partial(cma_es, times=True, fresh=True),
+    "CMA-ES, numbers, common noise": partial(cma_es, times=False, fresh=False),
+    "CMA-ES, numbers, fresh noise": partial(cma_es, times=False, fresh=True),
+    "COBYQA, numbers": cobyqa,
+    "gradient": partial(from_times, way=gradient),
+    "gradient from a grid, then pattern search": gradient_then_pattern,
+}
+METHODS = (PRODUCT, START, *WAYS)
+
+
+def found_by(task: Task, method: str) -> tuple[Plan, int]:
+    """The plan that a method ends with, and all that it took."""
+    if method == PRODUCT:
+        with TemporaryDirectory() as folder:
+            result = search(task.settings(), Path(folder))
+        table = sum(row["nfe"] * row["samples"] for row in result.rows)
+        return result.plan, result.search_cost.evaluations + result.confirm_cost.evaluations - table
+    if method == START:
+        return task.start
+    ranked, spent = WAYS[method](task)
+    settings, evaluator = task.settings(), task.job.evaluator
+    plain = [plan for plan in [*ranked, task.start[0]] if not any(plan.params)][:1]
+    finalists = list(dict.fromkeys([*choice(ranked, settings.finalists, task.last), *plain]))
+    before = evaluator.cost.evaluations
+    plan = choose(finalists, task.fid, settings, evaluator, Quiet())
+    return plan, spent + evaluator.cost.evaluations - before
+
+
+def make(task: Task, samples: int, rows: list[dict[str, Any]]) -> None:
+    """Adds to ``rows`` what is missing there."""
+    made = []
+    for method in METHODS:
+        key = {"model": task.model, "steps": task.steps, "method": method, "seed": task.seed, "budget": task.budget}
+        if not any(key.items() <= row.items() for row in rows):
+            made.append((key, *found_by(task, method)))
+    evaluator, fid = judge(task.model)
+    scores = evaluator.scores([plan for _, plan, _ in made], fid, samples, derive_seed(0, "confirm"))
+    for (key, plan, spent), score in zip(made, scores, strict=True):
+        found = {"times": plan.times, "params": plan.params}
+        rows.append(key | {"evaluations": spent, "samples": samples, "fid": round(score.value, 5), **found})
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown: one method a line, one model and number of steps a column."""
+    columns = list(dict.fromkeys((row["model"], row["steps"], row["budget"], row["samples"]) for row in rows))
+    heads = [f"{m}, {k} steps, {b / 1000:,.0f}k, {n:,} samples" for m, k, b, n in columns]
+    lines = [f"| | {' | '.join(heads)} |", "| --- |" + " --- |" * len(columns)]
+    for method in METHODS:
+        cells = []
+        for column in columns:
+            cells.append(
+                cell([r for r in rows if (r["model"], r["steps"], r["budget"], r["samples"]) == column], method)
+            )
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    seeds = len({row["seed"] for row in rows})
+    title = f"FID, median over {seeds} seeds [least, greatest] (cost of finding the plan, its choice included)\n"
+    return "\n".join([title, *lines, ""])
+
+
+def cell(rows: Sequence[dict[str, Any]], method: str) -> str:
+    """The median over seeds, the least and the greatest, and the cost's median; empty without rows."""
+    rows = [row for row in rows if row["method"] == method]
+    if not rows:
+        return ""
+    fids, spent = [row["fid"] for row in rows], median(row["evaluations"] for row in rows) / 1000
+    return f"{median(fids):.3g} [{min(fids):.3g}, {max(fids):.3g}] ({spent:,.0f}k)"
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", default="mixture,empirical")
+    parser.add_argument("--steps", default="4,6")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--budget", type=int, default=BUDGET, help="for each step, for a trial")
+    parser.add_argument("--samples", type=int, help="fresh samples of a figure, for a trial")
+    parser.add_argument("--confirm", type=int, default=2000, help="samples of the choice among finalists, for a trial")
+    parser.add_argument("--out", type=Path, default=OUT, help="the rows")
+    parser.add_argument("--again", action="store_true", help="make the rows in the results again")
+    args = parser.parse_args(given)
+    torch.set_num_threads(1)
+    rows = json.loads(args.out.read_text()) if args.out.exists() and not args.again else []
+    for model, steps, seed in product(args.models.split(","), map(int, args.steps.split(",")), range(args.seeds)):
+        make(Task(model, steps, seed, args.budget * steps, args.confirm), args.samples or FRESH[model], rows)
+        write(args.out, "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+    write(args.out.with_suffix(".md"), table(rows))
+    print(table(rows), end="")
+
+
+if __name__ == "__main__":
+    main()
