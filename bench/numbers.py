@@ -38,40 +38,28 @@ from typing import Any
 import numpy as np
 import torch
 from cmaes import CMA
-from numpy.typing import NDArray
 from scipy.optimize import Bounds, minimize
-from torch import Tensor
 
 from autodiffusion.candidates import standings
 from autodiffusion.evaluate import Pool, derive_seed, score_of
-from autodiffusion.grids import GRIDS, grid
 from autodiffusion.job import Job
 from autodiffusion.loop import choice, choose, explore, search
 from autodiffusion.metrics import Metric, build
-from autodiffusion.models import Model
 from autodiffusion.plan import Plan
 from autodiffusion.progress import Quiet
 from autodiffusion.settings import Settings
-from autodiffusion.solvers import build as build_solver
-from autodiffusion.solvers import solve
 from autodiffusion.study import LEDGER, read_events, write
+from bench import _numbers
 from bench.compare import BATCH, FRESH, judge
-from bench.ideas import falling
 from bench.models import reference_of
 
 OUT = Path("bench/results/numbers.json")
 BUDGET = 25_000
 """For each step: 100,000 network evaluations times samples at 4 steps."""
-STEP_OF_TIMES, STEP_OF_NUMBERS = 0.03, 0.12
-"""The units of CMA-ES and COBYQA: the ladder's first steps, as shares of a range."""
-COMMON, SIGMA = 100, 0.5
-"""CMA-ES and COBYQA: samples of a candidate; the first standard deviation, or the radius of trust, in those units."""
-TEACHER, POOL, GRADIENT_BATCH, RATE = 50, 200, 50, 0.03
-"""Gradient: uniform DDIM steps of the teacher, its samples, those of one step of Adam, and its rate."""
-
+COMMON, SIGMA = 250, 0.5
+"""CMA-ES and COBYQA: samples of a candidate; the first deviation, or radius of trust, in the ladder's steps."""
 Found = tuple[Sequence[Plan], int]
 """Plans, best first, and what finding them took in network evaluations times samples."""
-Vector = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -135,42 +123,10 @@ def losses(task: Task, pool: Pool, plans: Sequence[Plan]) -> list[float]:
     return [score_of(task.fid, part if isinstance(part, str) else task.fid.value(part), COMMON).value for part in found]
 
 
-@dataclass(frozen=True)
-class Box:
-    """Plans as vectors: the times, if they move, and the numbers, each in units of the ladder's first step."""
-
-    task: Task
-    times: bool
-
-    @cached_property
-    def units(self) -> Vector:
-        numbers = [STEP_OF_NUMBERS * (number.high - number.low) for _, number in self.task.job.space.numbers]
-        return np.array([STEP_OF_TIMES * self.task.last] * self._moved + numbers)
-
-    @property
-    def _moved(self) -> int:
-        return self.task.steps if self.times else 0
-
-    @property
-    def bounds(self) -> Vector:
-        """``[dimensions, 2]``."""
-        numbers = [[number.low, number.high] for _, number in self.task.job.space.numbers]
-        return np.array([[0, self.task.last]] * self._moved + numbers) / self.units[:, None]
-
-    def vector(self, plan: Plan) -> Vector:
-        space = self.task.job.space
-        return np.concatenate([space.positions(plan)[: self._moved], space.values(plan)]) / self.units
-
-    def plan(self, vector: Vector) -> Plan:
-        times, numbers = np.split(vector * self.units, [self._moved])
-        space = self.task.job.space
-        return space.plan(times if self.times else space.positions(self.task.start[0]), numbers)
-
-
 def cma_es(task: Task, times: bool, fresh: bool) -> Found:
     """CMA-ES from plain numbers: the means of the last generations and, on common noise, the best that it looked at."""
     start, spent = task.start
-    box, evaluator, seen = Box(task, times), task.job.evaluator, dict[Plan, float]()
+    box, evaluator, seen = _numbers.Box(task.job.space, start, times), task.job.evaluator, dict[Plan, float]()
     cma = CMA(box.vector(start), SIGMA, box.bounds, seed=task.seed)
     means, price = [start], cma.population_size * COMMON * task.steps
     before = evaluator.cost.evaluations - spent
@@ -191,11 +147,11 @@ def cma_es(task: Task, times: bool, fresh: bool) -> Found:
 def cobyqa(task: Task) -> Found:
     """COBYQA on the numbers alone, from plain ones: what it looked at, best first."""
     start, spent = task.start
-    box, evaluator, seen = Box(task, times=False), task.job.evaluator, dict[Plan, float]()
+    box, evaluator, seen = _numbers.Box(task.job.space, start, times=False), task.job.evaluator, dict[Plan, float]()
     pool = Pool(evaluator, derive_seed(task.seed, "search"), [COMMON], 2**28)
     before = evaluator.cost.evaluations - spent
 
-    def score(vector: Vector) -> float:
+    def score(vector: _numbers.Vector) -> float:
         if evaluator.cost.evaluations - before + COMMON * task.steps > task.budget:
             raise StopIteration
         plan = box.plan(vector)
@@ -208,73 +164,9 @@ def cobyqa(task: Task) -> Found:
     return sorted(seen, key=lambda plan: seen[plan]), evaluator.cost.evaluations - before
 
 
-def differentiable(model: Model, start: Tensor, times: Tensor, numbers: dict[tuple[int, str], Tensor]) -> Tensor:
-    """``gls`` on ``ddim`` from ``start`` to clean data, differentiable in both; for models without clipping.
-
-    Args:
-        numbers: by their steps and names, as they are open for each step.
-
-    The derivative of the network in the time is a difference quotient, as in ``bench.ideas``.
-    """
-    log_alphas, last = torch.from_numpy(0.5 * np.log(model.schedule.alphas_cumprod)), len(model.schedule) - 1
-    below = times.detach().floor().clamp(0, last - 1).long()
-    log_alpha = log_alphas[below] + (times - below) * (log_alphas[below + 1] - log_alphas[below])
-    one, zero = torch.ones(1), torch.zeros(1)
-    alpha = torch.cat([log_alpha.exp().float(), one])
-    sigma = torch.cat([(-torch.expm1(2 * log_alpha)).sqrt().float(), zero])
-    x, before = start, start
-    for k, t in enumerate(times.tolist()):
-        epsilon = model.predict(x, t, None)
-        with torch.no_grad():
-            low, high = max(t - 0.5, 0.0), min(t + 0.5, float(last))
-            slope = (model.predict(x, high, None) - model.predict(x, low, None)) / (high - low)
-        epsilon = epsilon + slope * (times[k] - t).float()
-        x0 = (x - sigma[k] * epsilon) / alpha[k]
-        data, noise = (numbers.get((k, name), zero).float() for name in ("data1", "noise"))
-        x = alpha[k + 1] * (x0 + data * (x0 - before)) + sigma[k + 1] * (epsilon + noise * (start - epsilon))
-        before = x0
-    return x
-
-
 def gradient(task: Task, start: Plan | None, budget: int) -> Found:
-    """Adam on the distance to the teacher's samples, from a plan, or from the named grid that has the least.
-
-    Times and averaging are as in ``bench.ideas``.
-    """
-    model, space, seed = task.job.evaluator.model, task.job.space, derive_seed(task.seed, "gradient")
-    noise, left = model.noise(range(POOL), seed), budget - POOL * TEACHER
-    with torch.no_grad():
-        target = _draw(model, Plan.of("ddim", grid("uniform", TEACHER, model.schedule)), noise)
-        if start is None:
-            left -= POOL * task.steps * len(GRIDS)
-            grids = [space.named(name, model.schedule) for name in GRIDS]
-            start = min(grids, key=lambda plan: float((_draw(model, plan, noise) - target).square().mean()))
-    logits = torch.tensor(np.log(np.maximum(-np.diff([task.last, *start.times, 0]), 1)), requires_grad=True)
-    numbers = torch.tensor(space.values(start), requires_grad=True)
-    keys = [(step, number.name) for step, number in space.numbers]
-    adam, order = torch.optim.Adam([logits, numbers], lr=RATE), torch.Generator().manual_seed(task.seed)
-    iterations = max(0, left // (3 * GRADIENT_BATCH * task.steps))
-    kept = []
-    for iteration in range(iterations):
-        batch = torch.randperm(POOL, generator=order)[:GRADIENT_BATCH]
-        drawn = differentiable(
-            model, noise[batch], falling(logits, task.last), dict(zip(keys, numbers.unbind(), strict=True))
-        )
-        adam.zero_grad()
-        (drawn - target[batch]).square().mean().backward()
-        adam.step()
-        if iteration >= iterations // 2:
-            kept.append(torch.cat([falling(logits.detach(), task.last), numbers.detach()]))
-    spent = budget - left + iterations * 3 * GRADIENT_BATCH * task.steps
-    if not kept:
-        return [start], spent
-    times, values = np.split(torch.stack(kept).mean(0).numpy(), [task.steps])
-    return [space.plan(times, values), start], spent
-
-
-def _draw(model: Model, plan: Plan, noise: Tensor) -> Tensor:
-    solver = build_solver(plan.solver, model.schedule, plan.solver_options)
-    return solve(solver, lambda x, t: model.predict(x, t, None), noise, plan.times, params=plan.params)
+    """Adam on the distance to many steps, from a plan or the nearest named grid."""
+    return _numbers.gradient(task.job.evaluator.model, task.job.space, start, budget, task.seed)
 
 
 def from_times(task: Task, way: Callable[[Task, Plan, int], Found]) -> Found:
@@ -338,25 +230,42 @@ def make(task: Task, samples: int, rows: list[dict[str, Any]]) -> None:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Markdown: one method a line, one model and number of steps a column."""
-    columns = list(dict.fromkeys((row["model"], row["steps"], row["budget"], row["samples"]) for row in rows))
+    """Markdown: one method a line, one model and number of steps a column, and each model's ratio to the product."""
+    found = {(row["model"], row["steps"], row["budget"], row["samples"]) for row in rows}
+    columns = sorted(found, key=lambda column: (list(FRESH).index(column[0]), column[1:]))
+    models = list(dict.fromkeys(column[0] for column in columns))
     heads = [f"{m}, {k} steps, {b / 1000:,.0f}k, {n:,} samples" for m, k, b, n in columns]
-    lines = [f"| | {' | '.join(heads)} |", "| --- |" + " --- |" * len(columns)]
+    heads += [f"{model}, to the product" for model in models]
+    lines = [f"| | {' | '.join(heads)} |", "| --- |" + " --- |" * len(heads)]
     for method in METHODS:
-        cells = []
-        for column in columns:
-            cells.append(
-                cell([r for r in rows if (r["model"], r["steps"], r["budget"], r["samples"]) == column], method)
-            )
+        own = [row for row in rows if row["method"] == method]
+        if not own:
+            continue
+        cells = [
+            cell([r for r in own if (r["model"], r["steps"], r["budget"], r["samples"]) == column])
+            for column in columns
+        ]
+        cells += [ratio([row for row in rows if row["model"] == model], method) for model in models]
         lines.append(f"| {method} | {' | '.join(cells)} |")
     seeds = len({row["seed"] for row in rows})
-    title = f"FID, median over {seeds} seeds [least, greatest] (cost of finding the plan, its choice included)\n"
+    title = (
+        f"FID, median over {seeds} seeds [least, greatest] (cost of finding the plan, its choice included). Last: the "
+        "ratio to the product's FID of the same seed, geometric mean over steps and seeds, and how often the method is "
+        "better\n"
+    )
     return "\n".join([title, *lines, ""])
 
 
-def cell(rows: Sequence[dict[str, Any]], method: str) -> str:
+def ratio(rows: Sequence[dict[str, Any]], method: str) -> str:
+    """By which factor the FIDs of a method differ from the product's, and how often they are lower."""
+    keys = ("model", "steps", "budget", "samples", "seed")
+    fids = {(row["method"], *(row[key] for key in keys)): row["fid"] for row in rows}
+    ratios = [fid / fids[(PRODUCT, *key)] for (name, *key), fid in fids.items() if name == method]
+    return f"{np.exp(np.mean(np.log(ratios))):.2f}, {sum(r < 1 for r in ratios)} of {len(ratios)}" if ratios else ""
+
+
+def cell(rows: Sequence[dict[str, Any]]) -> str:
     """The median over seeds, the least and the greatest, and the cost's median; empty without rows."""
-    rows = [row for row in rows if row["method"] == method]
     if not rows:
         return ""
     fids, spent = [row["fid"] for row in rows], median(row["evaluations"] for row in rows) / 1000

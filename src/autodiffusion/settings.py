@@ -66,7 +66,6 @@ class Settings(BaseModel):
     Attributes:
         model: ``mnist``, ``adm/imagenet64`` and the like, a folder or hub name of a diffusers UNet, or
             ``package.module:factory``.
-        checkpoint, classifier, model_options: files and options of a model that takes such.
         steps: number of steps of the plans.
         solver: its name; ``solver_options`` its options, of which ``clip`` is the model's where it is not given.
         free_end: search the time at which the solver stops as well; by default with a continuous solver.
@@ -82,13 +81,15 @@ class Settings(BaseModel):
         noise: ``common`` for all candidates, or ``fresh`` for each, as in the paper.
         seed: of everything random.
         strategy: its name; ``strategy_options`` its options.
-        starts: what the search begins with: named grids, and plans (published, or ``.json`` files), resampled to ``steps``.
+        starts: what the search begins with: named grids, and plans (published, or ``.json`` files), resampled to
+            ``steps``.
         budget: network evaluations times samples after which no further candidate is begun, confirmation excluded. An
             evaluation counts as one whatever layers are left out of it.
         finalists: how many of the best are scored again on fresh noise to choose the plan.
         confirm_samples: for that choice and, on other fresh noise again, for the figures reported.
         teacher: steps of a many-step row in the final table, 0 for none.
         guidance_scale, classes, null_class, schedule: of the model, where its files do not say.
+        checkpoint, classifier, model_options: files and options of a model that takes such.
         batch_size, device, dtype, threads: how it runs; ``threads`` 0 leaves it to torch.
         cache_mb: memory for what candidates have in common from one round to the next, on the device.
     """
@@ -96,9 +97,6 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str
-    checkpoint: str | None = None
-    classifier: str | None = None
-    model_options: dict[str, Option] = {}
     steps: int
     preset: Literal["default", "paper"] = "default"
     solver: str = "ddim"
@@ -127,6 +125,9 @@ class Settings(BaseModel):
     classes: Count | None = None
     null_class: Annotated[int, Field(ge=0)] | None = None
     schedule: str | None = None
+    checkpoint: str | None = None
+    classifier: str | None = None
+    model_options: dict[str, Option] = {}
     batch_size: Count = 128
     cache_mb: Annotated[int, Field(ge=0)] = 1024
     device: str = "cpu"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +13,7 @@ from autodiffusion.errors import InputError
 from autodiffusion.models import Model
 from autodiffusion.names import known
 from autodiffusion.plan import Plan
-from autodiffusion.settings import PRESETS
+from autodiffusion.settings import OF_MODEL, PRESETS
 from autodiffusion.strategies.evolution import Evolution
 from autodiffusion.strategies.random import Random
 
@@ -58,15 +59,16 @@ def usual(text: str, name: str) -> str:
     return f"{text} [{default}]" if default == paper else f"{text} [{default}; paper: {paper}]"
 
 
-def load_model(model: str, threads: int, model_option: list[str] | None, **options: Any) -> Model:
-    """The model that the options describe: those of :func:`autodiffusion.models.load`."""
+def load_model(given: Mapping[str, Any]) -> Model:
+    """The model that a verb's options describe; ``given`` holds all of them by name."""
     import torch
 
     from autodiffusion.models import load
 
-    if threads:
-        torch.set_num_threads(threads)
-    return load(model, model_options=pairs(model_option, "--model-option"), **options)
+    if given["threads"]:
+        torch.set_num_threads(given["threads"])
+    options = {name: given[name] for name in OF_MODEL if name in given}
+    return load(given["model"], model_options=pairs(given["model_option"], "--model-option"), **options)
 
 
 def load_plan(name: str, model: Model, solver: str, solver_option: list[str] | None) -> Plan:

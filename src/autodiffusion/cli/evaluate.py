@@ -73,19 +73,7 @@ def evaluate_command(
     from autodiffusion.sampling import nfe
     from autodiffusion.timing import plan_times
 
-    loaded = load_model(
-        model,
-        threads,
-        model_option,
-        device=device,
-        dtype=dtype,
-        guidance_scale=guidance_scale,
-        classes=classes,
-        null_class=null_class,
-        schedule=schedule,
-        checkpoint=checkpoint,
-        classifier=classifier,
-    )
+    loaded = load_model(locals())
     chosen = load_plan(plan, loaded, solver, solver_option)
     evaluator, source = prepare(loaded, features, reference, batch_size)
     metrics = [name.strip() for name in metric.split(",") if name.strip()]

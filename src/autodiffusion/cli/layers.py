@@ -38,18 +38,7 @@ def layers_command(
     as_json: Json = False,
 ) -> None:
     """Lists the layers that a plan may leave out, with the multiply-accumulates (MACs) that each saves a sample."""
-    loaded = load_model(
-        model,
-        threads,
-        model_option,
-        device=device,
-        dtype=dtype,
-        classes=classes,
-        null_class=null_class,
-        schedule=schedule,
-        checkpoint=checkpoint,
-        classifier=classifier,
-    )
+    loaded = load_model(locals())
     loaded.check(frozenset())
     if as_json:
         return print_json(

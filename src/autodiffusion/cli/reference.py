@@ -59,19 +59,7 @@ def reference_command(
             raise InputError(f"reference '{source}' needs --model, whose samples it is made of")
         found = load_reference(source, load_features(features or "inception", device))
     else:
-        loaded = load_model(
-            model,
-            threads,
-            model_option,
-            device=device,
-            dtype=dtype,
-            guidance_scale=guidance_scale,
-            classes=classes,
-            null_class=null_class,
-            schedule=schedule,
-            checkpoint=checkpoint,
-            classifier=classifier,
-        )
+        loaded = load_model(locals())
         evaluator, _ = prepare(loaded, features, source, batch_size)
         with Shown() as progress:
             found = find_reference(source, evaluator, progress)

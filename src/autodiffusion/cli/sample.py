@@ -59,19 +59,7 @@ def sample_command(
     from autodiffusion.report import picture
     from autodiffusion.sampling import nfe, sample
 
-    loaded = load_model(
-        model,
-        threads,
-        model_option,
-        device=device,
-        dtype=dtype,
-        guidance_scale=guidance_scale,
-        classes=classes,
-        null_class=null_class,
-        schedule=schedule,
-        checkpoint=checkpoint,
-        classifier=classifier,
-    )
+    loaded = load_model(locals())
     plans = {plan: load_plan(plan, loaded, solver, solver_option)}
     if compare:
         is_plan = ":" in compare or compare in published() or Path(compare).suffix

@@ -1,17 +1,11 @@
-"""guided-diffusion's flags: what makes a checkpoint's networks, and which flags a checkpoint would fit."""
+"""guided-diffusion's flags: what makes a checkpoint's networks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
-from math import isqrt
-from typing import Any
-
-from torch import Tensor
+from dataclasses import dataclass
 
 from autodiffusion.errors import InputError, nearest
-from autodiffusion.models._adm import ADM, GROUPS, adm_shapes, check_fits, empty_adm_unet
-from autodiffusion.models._classifier import empty_classifier
+from autodiffusion.models._adm import ADM
 from autodiffusion.schedule import NoiseSchedule
 
 MULTIPLIERS = {512: "0.5,1,1,2,2,4,4", 256: "1,1,2,2,4,4", 128: "1,1,2,3,4", 64: "1,2,3,4"}
@@ -145,83 +139,3 @@ def _numbers(name: str, text: str) -> tuple[float, ...]:
     except ValueError:
         pass
     raise InputError(f"model option {name} = '{text}' is not numbers above 0 by commas, e.g. {name}=1,2,2")
-
-
-def fitting(state: Mapping[str, Tensor], flags: Flags, classes: int, classifier: bool = False) -> str | None:
-    """How the options would have to differ for these weights to fit: ``num_channels=32 ... classes=5``, or ``None``.
-
-    What weights do not show stays as it is: heads, the order of attention, the noise schedule and, but for a
-    classifier, the size of the image.
-    """
-    for found, labels in _candidates(state, flags, classifier):
-        try:
-            # heads do not change a shape; these fit any number of channels that groups fit
-            bare = replace(found, num_head_channels=GROUPS, classifier_num_head_channels=GROUPS)
-            if classifier:
-                shapes = {
-                    key: tuple(w.shape) for key, w in empty_classifier(bare.classifier(labels)).state_dict().items()
-                }
-            else:
-                shapes = adm_shapes(empty_adm_unet(bare.network(labels)))
-            check_fits(state, shapes)
-        except InputError:
-            continue
-        differ: dict[str, Any] = {
-            field.name: value
-            for field in fields(Flags)
-            if (value := getattr(found, field.name)) != getattr(flags, field.name)
-        }
-        differ |= {"classes": labels} if labels != classes else {}
-        return " ".join(f"{name}={str(value).lower()}" for name, value in differ.items())
-    return None
-
-
-def _candidates(state: Mapping[str, Tensor], flags: Flags, classifier: bool) -> Iterator[tuple[Flags, int]]:
-    """Flags and numbers of classes that the shapes suggest: one for each way to cut the blocks into levels."""
-    try:
-        width = state["time_embed.0.weight"].shape[1]
-        outs = [state["input_blocks.0.0.weight"].shape[0]]
-        while (
-            place := f"input_blocks.{len(outs)}.0"
-        ) + ".in_layers.0.weight" in state or f"{place}.op.weight" in state:
-            last = state.get(f"{place}.out_layers.3.weight", state.get(f"{place}.op.weight"))
-            outs.append(0 if last is None else last.shape[0])
-        norm = state["input_blocks.1.0.emb_layers.1.weight"].shape[0] == 2 * outs[1]
-        answers = state["out.2.c_proj.weight" if classifier else "out.2.weight"].shape[0]
-        positions = state["out.2.positional_embedding"].shape[1] if classifier else 0
-    except (KeyError, IndexError):
-        return
-    updown = not any(key.endswith(".op.weight") for key in state)
-    labels = answers if classifier else len(state.get("label_emb.weight", ())) or CLASSES
-    for blocks in range(1, len(outs)):  # of each level but the last, with the one that halves the image
-        if len(outs) % (blocks + 1):
-            continue
-        starts = range(1, len(outs), blocks + 1)
-        size = isqrt(positions - 1) << (len(starts) - 1) if classifier else flags.image_size
-        factors = [outs[start] / width for start in starts]
-        attends = [size >> i for i, start in enumerate(starts) if f"input_blocks.{start}.1.qkv.weight" in state]
-        multipliers = ",".join(f"{factor:g}" for factor in factors)
-        resolutions = ",".join(str(resolution) for resolution in attends)
-        mult = "classifier_channel_mult" if classifier else "channel_mult"
-        if multipliers == MULTIPLIERS.get(size):
-            multipliers = getattr(flags, mult) and multipliers
-        where = "classifier_attention_resolutions" if classifier else "attention_resolutions"
-        if set(getattr(flags, where).split(",")) & {str(size >> i) for i in range(len(starts))} == set(
-            map(str, attends)
-        ):
-            resolutions = getattr(flags, where)
-        given: dict[str, Any] = {mult: multipliers, where: resolutions, "image_size": size}
-        if classifier:
-            given |= {"classifier_width": width, "classifier_depth": blocks}
-            given |= {"classifier_use_scale_shift_norm": norm, "classifier_resblock_updown": updown}
-        else:
-            given |= {"num_channels": width, "num_res_blocks": blocks, "learn_sigma": answers == 6}
-            given |= {
-                "use_scale_shift_norm": norm,
-                "resblock_updown": updown,
-                "class_cond": "label_emb.weight" in state,
-            }
-        try:
-            yield replace(flags, **given), labels
-        except InputError:
-            continue

@@ -14,7 +14,8 @@ from torch import Tensor
 from autodiffusion.errors import InputError, nearest
 from autodiffusion.models._adm import MisfitError, adm_unet
 from autodiffusion.models._classifier import classifier_of
-from autodiffusion.models._flags import CLASSES, Flags, fitting
+from autodiffusion.models._fitting import fitting
+from autodiffusion.models._flags import CLASSES, Flags
 from autodiffusion.models._model import Model
 from autodiffusion.names import check_options
 

@@ -94,7 +94,10 @@ class Solver(ABC):
 
     @abstractmethod
     def step(self, predict: Predict, state: State, move: Move, noise: Noise) -> State:
-        """The state after ``move``. Calls ``predict`` once for each time in ``move.ask``, in that order."""
+        """The state after ``move``. Asks once for each time in ``move.ask``, in that order.
+
+        It asks by :meth:`both` or :meth:`epsilon`, which clip and guide what ``predict`` says.
+        """
 
     def moves(self, times: Sequence[float], end: float | None = None) -> tuple[Move, ...]:
         """One move a step, from each of ``times`` to the next and at last to ``end``."""

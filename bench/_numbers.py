@@ -1,0 +1,138 @@
+"""What ``bench.numbers`` works with: plans as vectors, and a gradient through ``gls`` to its times and numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from autodiffusion.evaluate import derive_seed
+from autodiffusion.grids import GRIDS, grid
+from autodiffusion.models import Model
+from autodiffusion.plan import Plan
+from autodiffusion.solvers import build, solve
+from autodiffusion.space import SearchSpace
+from bench.ideas import falling
+
+STEP_OF_TIMES, STEP_OF_NUMBERS = 0.03, 0.12
+"""The ladder's first steps, as shares of a range."""
+TEACHER, POOL, BATCH, RATE = 50, 200, 50, 0.1
+"""Uniform DDIM steps of the teacher, its samples, those of one step of Adam, and its rate."""
+
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Box:
+    """Plans of a space as vectors: the times, if they move, and the numbers, each in units of the ladder's first step.
+
+    Attributes:
+        start: where the times stay if they don't move.
+    """
+
+    space: SearchSpace
+    start: Plan
+    times: bool
+
+    @cached_property
+    def units(self) -> Vector:
+        numbers = [STEP_OF_NUMBERS * (number.high - number.low) for _, number in self.space.numbers]
+        return np.array([STEP_OF_TIMES * self.space.times[-1]] * self._moved + numbers)
+
+    @property
+    def bounds(self) -> Vector:
+        """``[dimensions, 2]``."""
+        numbers = [[number.low, number.high] for _, number in self.space.numbers]
+        return np.array([[0, self.space.times[-1]]] * self._moved + numbers) / self.units[:, None]
+
+    @property
+    def _moved(self) -> int:
+        return self.space.steps if self.times else 0
+
+    def vector(self, plan: Plan) -> Vector:
+        return np.concatenate([self.space.positions(plan)[: self._moved], self.space.values(plan)]) / self.units
+
+    def plan(self, vector: Vector) -> Plan:
+        """The nearest plan of the space."""
+        times, numbers = np.split(vector * self.units, [self._moved])
+        return self.space.plan(times if self.times else self.space.positions(self.start), numbers)
+
+
+def differentiable(model: Model, start: Tensor, times: Tensor, numbers: dict[tuple[int, str], Tensor]) -> Tensor:
+    """``gls`` on ``ddim`` from ``start`` to clean data, differentiable in both; for models without clipping.
+
+    Args:
+        numbers: by their steps and names, as they are open for each step.
+
+    The derivative of the network in the time is a difference quotient, as in ``bench.ideas``.
+    """
+    log_alphas, last = torch.from_numpy(0.5 * np.log(model.schedule.alphas_cumprod)), len(model.schedule) - 1
+    below = times.detach().floor().clamp(0, last - 1).long()
+    log_alpha = log_alphas[below] + (times - below) * (log_alphas[below + 1] - log_alphas[below])
+    one, zero = torch.ones(1), torch.zeros(1)
+    alpha = torch.cat([log_alpha.exp().float(), one])
+    sigma = torch.cat([(-torch.expm1(2 * log_alpha)).sqrt().float(), zero])
+    x, before = start, start
+    for k, t in enumerate(times.tolist()):
+        epsilon = model.predict(x, t, None)
+        with torch.no_grad():
+            low, high = max(t - 0.5, 0.0), min(t + 0.5, float(last))
+            slope = (model.predict(x, high, None) - model.predict(x, low, None)) / (high - low)
+        epsilon = epsilon + slope * (times[k] - t).float()
+        x0 = (x - sigma[k] * epsilon) / alpha[k]
+        data, noise = (numbers.get((k, name), zero).float() for name in ("data1", "noise"))
+        x = alpha[k + 1] * (x0 + data * (x0 - before)) + sigma[k + 1] * (epsilon + noise * (start - epsilon))
+        before = x0
+    return x
+
+
+def gradient(model: Model, space: SearchSpace, start: Plan | None, budget: int, seed: int) -> tuple[list[Plan], int]:
+    """Adam on the squared distance in pixels to the teacher's samples, from a plan or, without one, from the named grid
+    that has the least distance.
+
+    Times and averaging are as in ``bench.ideas``. A forward and backward pass counts as 3 network evaluations.
+
+    Returns:
+        The plan found and the start, and what it took in network evaluations times samples.
+    """
+    noise, left, last = (
+        model.noise(range(POOL), derive_seed(seed, "gradient")),
+        budget - POOL * TEACHER,
+        space.times[-1],
+    )
+    with torch.no_grad():
+        target = _draw(model, Plan.of("ddim", grid("uniform", TEACHER, model.schedule)), noise)
+        if start is None:
+            left -= POOL * space.steps * len(GRIDS)
+            grids = [space.named(name, model.schedule) for name in GRIDS]
+            start = min(grids, key=lambda plan: float((_draw(model, plan, noise) - target).square().mean()))
+    logits = torch.tensor(np.log(np.maximum(-np.diff([last, *start.times, 0]), 1)), requires_grad=True)
+    numbers = torch.tensor(space.values(start), requires_grad=True)
+    keys = [(step, number.name) for step, number in space.numbers]
+    adam, order = torch.optim.Adam([logits, numbers], lr=RATE), torch.Generator().manual_seed(seed)
+    iterations = max(0, left // (3 * BATCH * space.steps))
+    kept = []
+    for iteration in range(iterations):
+        batch = torch.randperm(POOL, generator=order)[:BATCH]
+        drawn = differentiable(
+            model, noise[batch], falling(logits, last), dict(zip(keys, numbers.unbind(), strict=True))
+        )
+        adam.zero_grad()
+        (drawn - target[batch]).square().mean().backward()
+        adam.step()
+        if iteration >= iterations // 2:
+            kept.append(torch.cat([falling(logits.detach(), last), numbers.detach()]))
+    spent = budget - left + iterations * 3 * BATCH * space.steps
+    if not kept:
+        return [start], spent
+    times, values = np.split(torch.stack(kept).mean(0).numpy(), [space.steps])
+    return [space.plan(times, values), start], spent
+
+
+def _draw(model: Model, plan: Plan, noise: Tensor) -> Tensor:
+    solver = build(plan.solver, model.schedule, plan.solver_options)
+    return solve(solver, lambda x, t: model.predict(x, t, None), noise, plan.times, params=plan.params)
