@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,18 @@ def test_a_layer_that_sleeps_is_missed_by_the_real_clock() -> None:
     assert found.ms_whole >= 20
     costs = layer_times(slow, batch_size=2, seconds=0.5)
     assert costs.saved[1] > costs.saved[0] > 0
+
+
+def test_a_classifier_is_in_the_whole() -> None:
+    def slow(x: Tensor, t: Tensor) -> Tensor:
+        time.sleep(0.02)
+        return x.flatten(1)[:, :3]
+
+    made = Model(lambda x, t, label: x, NoiseSchedule.linear(10), (1, 4, 4), classes=3, classifier=slow)
+    guided = layer_times(made, 1, seconds=0.1).whole
+    assert 20 < guided < 200
+    alone = layer_times(replace(made, guidance_scale=0.0), 1, seconds=0.1).whole
+    assert alone < 10
 
 
 def test_the_whole_of_a_plan_differs_in_its_layers_alone() -> None:

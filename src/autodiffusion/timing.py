@@ -66,8 +66,8 @@ def layer_times(model: Model, batch_size: int, seconds: float = 5.0) -> Costs:
     parts. One such pass measures all layers, where passes with and without each layer would take as many as there are
     layers, and one layer is less than what a pass differs from the next.
 
-    The network's blocks are timed as they are written where it is compiled; the whole as it runs. What the solver does
-    between two predictions is not counted.
+    The network's blocks are timed as they are written where it is compiled; the whole, with a classifier that guides,
+    as it runs. What the solver does between two predictions is not counted.
 
     Args:
         seconds: the measurement ends after the round in which they are over, but not before ``LEAST`` rounds, unless
@@ -76,11 +76,13 @@ def layer_times(model: Model, batch_size: int, seconds: float = 5.0) -> Costs:
     blocks = model.parts.blocks  # found before inference mode begins
     clock = Clock(torch.device(model.device))
     x, condition = model.noise(range(batch_size), seed=0), model.condition(range(batch_size), seed=0)
+    t = (len(model.schedule) - 1) // 2
 
     @torch.inference_mode()
     def once() -> tuple[Any, Any]:
         start = clock.mark()
-        model.predict(x, (len(model.schedule) - 1) // 2, condition)
+        model.predict(x, t, condition)
+        model.guide(x, t, condition)
         return start, clock.mark()
 
     wholes, rows, order = [], [], []
