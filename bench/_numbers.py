@@ -16,6 +16,7 @@ from autodiffusion.models import Model
 from autodiffusion.plan import Plan
 from autodiffusion.solvers import build, solve
 from autodiffusion.space import SearchSpace
+from autodiffusion.strategies.ladder import Asking, Ladder
 from bench.ideas import falling
 
 STEP_OF_TIMES, STEP_OF_NUMBERS = 0.03, 0.12
@@ -24,6 +25,14 @@ TEACHER, POOL, BATCH, RATE = 50, 200, 50, 0.1
 """Uniform DDIM steps of the teacher, its samples, those of one step of Adam, and its rate."""
 
 Vector = NDArray[np.float64]
+
+
+class Turning(Ladder):
+    """Goes from its start to the numbers at once, without refining the times alone before."""
+
+    def _refine(self, what: str = "times", step: float | None = None) -> Asking:
+        if what != "times":
+            yield from super()._refine(what, step)
 
 
 @dataclass(frozen=True)

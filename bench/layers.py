@@ -122,7 +122,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         three = {row["name"]: row for row in rows if (row["steps"], row["budget"]) == (steps, budget)}
         fids = {name: row["scores"]["fid"]["value"] for name, row in three.items()}
         behind = [name for name in (FEWER, RANDOM) if fids[name] < fids[FOUND]]
+        as_good = [name for name in (FEWER, RANDOM) if fids[name] == fids[FOUND]]
         verdict = f"**no**: {', '.join(behind)} better" if behind else "yes"
+        verdict = f"**no**: {', '.join(as_good)} the same plan" if as_good and not behind else verdict
         cells = [cell(three[name]) for name in (FOUND, FEWER, RANDOM)]
         lines.append(f"| {steps} | {budget} % | {' | '.join(cells)} | {three[FOUND]['sets']} | {verdict} |")
     if rows:

@@ -34,6 +34,8 @@ def test_the_table_of_layers_says_where_the_found_plan_is_not_the_best() -> None
     )
     rows[1] = row(layers.FEWER, 3.5, **given)
     assert "| **no**: fewer whole steps better |" in layers.table(rows)
+    rows[1] = row(layers.FEWER, 4, **given)
+    assert "| **no**: fewer whole steps the same plan |" in layers.table(rows)
 
 
 def test_layers_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
