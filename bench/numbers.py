@@ -258,10 +258,13 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def ratio(rows: Sequence[dict[str, Any]], method: str) -> str:
-    """By which factor the FIDs of a method differ from the product's, and how often they are lower."""
-    keys = ("model", "steps", "budget", "samples", "seed")
-    fids = {(row["method"], *(row[key] for key in keys)): row["fid"] for row in rows}
-    ratios = [fid / fids[(PRODUCT, *key)] for (name, *key), fid in fids.items() if name == method]
+    """By which factor the FIDs of a method differ from the product's on one model, and how often they are lower."""
+    keys = ("steps", "budget", "samples", "seed")
+    theirs, own = (
+        {tuple(row[key] for key in keys): row["fid"] for row in rows if row["method"] == name}
+        for name in (PRODUCT, method)
+    )
+    ratios = [fid / theirs[key] for key, fid in own.items()]
     return f"{np.exp(np.mean(np.log(ratios))):.2f}, {sum(r < 1 for r in ratios)} of {len(ratios)}" if ratios else ""
 
 

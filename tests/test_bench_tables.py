@@ -46,6 +46,7 @@ def test_layers_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert [row["name"] for row in rows] == [layers.FOUND, layers.FEWER, layers.RANDOM]
     assert all(row["share"] <= 0.7 + 1e-9 for row in rows)
     assert not any(step["skip"] for step in rows[1]["plan"]["steps"])
+    assert any(step["skip"] for step in rows[2]["plan"]["steps"])
     table = capsys.readouterr().out
     assert (tmp_path / "layers.md").read_text() == table
     before = (tmp_path / "layers.json").read_bytes()
