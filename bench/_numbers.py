@@ -108,11 +108,8 @@ def gradient(model: Model, space: SearchSpace, start: Plan | None, budget: int, 
     Returns:
         The plan found and the start, and what it took in network evaluations times samples.
     """
-    noise, left, last = (
-        model.noise(range(POOL), derive_seed(seed, "gradient")),
-        budget - POOL * TEACHER,
-        space.times[-1],
-    )
+    last, noise = int(space.times[-1]), model.noise(range(POOL), derive_seed(seed, "gradient"))
+    left = budget - POOL * TEACHER
     with torch.no_grad():
         target = _draw(model, Plan.of("ddim", grid("uniform", TEACHER, model.schedule)), noise)
         if start is None:

@@ -5,7 +5,8 @@
 A budget is a share of what so many steps of the whole network cost, in multiply-accumulates. For each there are three
 plans: the one that ``search --layers`` finds; (a) the one that ``search`` finds for as many whole steps as the budget
 pays for; (b) the best of as many random sets of layers as the search has tried, at the best times of the whole
-network, raced like all candidates; of these the one that leaves layers out and scored best. All figures are on the same noise, which no search has seen, with 95 % intervals.
+network, raced like all candidates; of these the one that leaves layers out and scored best. All figures are on the same
+noise, which no search has seen, with 95 % intervals.
 Searches resume where they stopped. Rows go to ``bench/results/layers.json`` one by one, the table beside them; a row
 there is not made again.
 """

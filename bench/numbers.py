@@ -75,7 +75,11 @@ class Task:
 
     def settings(self, **options: Any) -> Settings:
         """Of a search with ``gls`` on ``ddim``, its default."""
-        given = {"model": f"bench.models:{self.model}", "reference": reference_of(self.model), "solver": "gls"}
+        given: dict[str, Any] = {
+            "model": f"bench.models:{self.model}",
+            "reference": reference_of(self.model),
+            "solver": "gls",
+        }
         given |= {"steps": self.steps, "seed": self.seed, "batch_size": BATCH[self.model]}
         return Settings.of(**given | {"budget": self.budget, "confirm_samples": self.confirm} | options)
 
