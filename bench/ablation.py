@@ -43,7 +43,7 @@ class NoRacing(Ladder):
 class NoRefining(Ladder):
     """Ends when it has explored."""
 
-    def _refine(self) -> Asking:
+    def _refine(self, what: str = "times", step: float | None = None) -> Asking:
         yield from ()
 
 

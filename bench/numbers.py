@@ -75,13 +75,9 @@ class Task:
 
     def settings(self, **options: Any) -> Settings:
         """Of a search with ``gls`` on ``ddim``, its default."""
-        given: dict[str, Any] = {
-            "model": f"bench.models:{self.model}",
-            "reference": reference_of(self.model),
-            "solver": "gls",
-        }
-        given |= {"steps": self.steps, "seed": self.seed, "batch_size": BATCH[self.model]}
-        return Settings.of(**given | {"budget": self.budget, "confirm_samples": self.confirm} | options)
+        options = {"budget": self.budget, "confirm_samples": self.confirm} | options
+        options |= {"steps": self.steps, "seed": self.seed, "batch_size": BATCH[self.model], "solver": "gls"}
+        return Settings.of(model=f"bench.models:{self.model}", reference=reference_of(self.model), **options)
 
     @cached_property
     def job(self) -> Job:
@@ -252,11 +248,10 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         ]
         cells += [ratio([row for row in rows if row["model"] == model], method) for model in models]
         lines.append(f"| {method} | {' | '.join(cells)} |")
-    seeds = len({row["seed"] for row in rows})
     title = (
-        f"FID, median over {seeds} seeds [least, greatest] (cost of finding the plan, its choice included). Last: the "
-        "ratio to the product's FID of the same seed, geometric mean over steps and seeds, and how often the method is "
-        "better\n"
+        f"FID, median over {len({row['seed'] for row in rows})} seeds [least, greatest] (cost of finding the plan, its "
+        "choice included). Last: the ratio to the product's FID of the same seed, geometric mean over steps and seeds, "
+        "and how often the method is better\n"
     )
     return "\n".join([title, *lines, ""])
 

@@ -49,7 +49,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
     "gls on dpm_solver++": {"solver": "gls", "solver_options": {"plain": "dpm_solver++"}},
     "left to the search": {"solver": "ddim,dpm_solver++,pfdiff,gls"},
 }
-FINAL = {"bundled": 5_000, "mixture": 10_000, "empirical": 4_000}
+FINAL = {"bundled": 2_000, "mixture": 10_000, "empirical": 4_000}
 """Fresh samples of a figure."""
 UNIFORM = (50, 100)
 """Steps of the rows to compare with."""

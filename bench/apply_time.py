@@ -1,0 +1,99 @@
+"""Time that an iteration of a pipeline takes outside the network, with a plan applied and with the stock scheduler.
+
+    .venv/bin/python -m bench.apply_time [--runs 15] [--steps 20] [--batch 4] [--size 32]
+
+One thread, processor time, which other work on the machine does not change. Both are timed in turns in one run, on the
+same time steps; the figure is the median of the ratios of the turns, with their quartiles. The pipeline's own loop is in
+both.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))  # before NumPy
+
+import argparse
+import time
+from contextlib import nullcontext
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, DDPMPipeline, DPMSolverMultistepScheduler, UNet2DModel
+
+from autodiffusion import Plan, apply
+
+CASES: dict[str, tuple[Any, str, bool]] = {
+    "ddim": (DDIMScheduler, "ddim", False),
+    "dpm_solver++": (DPMSolverMultistepScheduler, "dpm_solver++", False),
+    "gls beside DPM-Solver++": (DPMSolverMultistepScheduler, "gls", False),
+    "dpm_solver++, layers left out": (DPMSolverMultistepScheduler, "dpm_solver++", True),
+}
+"""The stock scheduler, the solver in its place, and whether each step leaves out layers."""
+
+
+def network(size: int) -> UNet2DModel:
+    """A small one: its own time does not count."""
+    blocks = {"down_block_types": ("DownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", "UpBlock2D")}
+    unet = UNet2DModel(size, layers_per_block=1, block_out_channels=(8, 8), norm_num_groups=4, **blocks)
+    return unet.eval().to(memory_format=torch.channels_last)
+
+
+def outside(pipe: Any, steps: int, batch: int) -> float:
+    """Seconds of processor time outside the network for an iteration of the pipeline's loop."""
+    inside, forward = 0.0, UNet2DModel.forward
+
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        nonlocal inside
+        start = time.process_time()
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            inside += time.process_time() - start
+
+    with patch.object(UNet2DModel, "forward", timed):
+        start = time.process_time()
+        pipe(batch_size=batch, num_inference_steps=steps, output_type="pt")
+        return (time.process_time() - start - inside) / steps
+
+
+def compare(case: str, runs: int, steps: int, batch: int, size: int) -> tuple[float, float, list[float]]:
+    """Seconds with the stock scheduler and with the plan, and the ratio of each turn."""
+    stock, solver, layers = CASES[case]
+    pipe = DDPMPipeline(network(size), stock())
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler.set_timesteps(steps)
+    plan = Plan.of(solver, pipe.scheduler.timesteps.tolist())
+    if layers:
+        plan = plan.leaving([frozenset({1, 3})] * steps)
+    applied = apply(plan, pipe)  # which finds the layers
+    schedulers, times = {"stock": applied.pipe.scheduler.stock, "plan": pipe.scheduler}, {"stock": [], "plan": []}
+    for turn in range(runs + 1):
+        for name, scheduler in schedulers.items():
+            with patch.object(pipe, "scheduler", scheduler) if pipe.scheduler is not scheduler else nullcontext():
+                seconds = outside(pipe, steps, batch)
+            times[name] += [seconds] * (turn > 0)  # the first is warm-up
+    applied.remove()
+    ratios = [ours / theirs for ours, theirs in zip(times["plan"], times["stock"], strict=True)]
+    return float(np.median(times["stock"])), float(np.median(times["plan"])), ratios
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=15, help="turns of each")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--size", type=int, default=32, help="of the images, in pixels")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"{'':<32} {'stock':>9} {'plan':>9} {'ratio':>7}  quartiles")
+    for case in CASES:
+        stock, plan, ratios = compare(case, args.runs, args.steps, args.batch, args.size)
+        low, middle, high = np.quantile(ratios, (0.25, 0.5, 0.75))
+        print(f"{case:<32} {1e6 * stock:6.0f} us {1e6 * plan:6.0f} us {middle:7.2f}  {low:.2f} to {high:.2f}")
+
+
+if __name__ == "__main__":
+    main()
