@@ -2,9 +2,8 @@
 
     .venv/bin/python -m bench.apply_time [--runs 15] [--steps 20] [--batch 4] [--size 32]
 
-One thread, processor time, which other work on the machine does not change. Both are timed in turns in one run, on the
-same time steps; the figure is the median of the ratios of the turns, with their quartiles. The pipeline's own loop is in
-both.
+One thread, processor time. Both are timed in turns in one run, on the same time steps; the figure is the median of the
+ratios of the turns, with their quartiles. The loop of the pipeline is in both.
 """
 
 from __future__ import annotations

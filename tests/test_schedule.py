@@ -275,3 +275,10 @@ def test_good_grid_names() -> None:
     assert [grids.parse(f"{name}:12") for name in grids.GRIDS] == [(name, 12) for name in grids.GRIDS]
     with pytest.raises(InputError, match=r"grid 'kerras' is unknown .did you mean 'karras'"):
         grids.grid("kerras", 4, BETAS["linear"])
+
+
+def test_log_alpha_is_linear_between_steps() -> None:
+    schedule = NoiseSchedule.cosine()
+    times = [*np.random.default_rng(0).uniform(0, 999, 300), *range(1000)]
+    steps = 0.5 * np.log(schedule.alphas_cumprod)
+    assert [schedule.log_alpha(float(t)) for t in times] == np.interp(times, np.arange(1000), steps).tolist()

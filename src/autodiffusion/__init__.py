@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from autodiffusion.loop import Result, search
     from autodiffusion.models import Model
     from autodiffusion.models import load as load_model
+    from autodiffusion.pipeline import Applied, apply
     from autodiffusion.plan import Plan, Step
     from autodiffusion.sampling import sample
     from autodiffusion.schedule import NoiseSchedule
@@ -26,6 +27,7 @@ __version__ = "0.1.0.dev0"
 
 # imported when first used: `import autodiffusion` costs nothing, and no part pulls in what another part needs
 _HOMES = {
+    "Applied": ("pipeline", "Applied"),
     "Evaluator": ("evaluate", "Evaluator"),
     "InputError": ("errors", "InputError"),
     "Model": ("models", "Model"),
@@ -36,12 +38,14 @@ _HOMES = {
     "SearchSpace": ("space", "SearchSpace"),
     "Settings": ("settings", "Settings"),
     "Step": ("plan", "Step"),
+    "apply": ("pipeline", "apply"),
     "load_model": ("models", "load"),
     "sample": ("sampling", "sample"),
     "search": ("loop", "search"),
 }
 
 __all__ = [
+    "Applied",
     "Evaluator",
     "InputError",
     "Model",
@@ -52,6 +56,7 @@ __all__ = [
     "SearchSpace",
     "Settings",
     "Step",
+    "apply",
     "load_model",
     "sample",
     "search",

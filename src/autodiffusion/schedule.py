@@ -57,7 +57,9 @@ class NoiseSchedule:
             return 0.0
         if not 0 <= t <= len(self) - 1:
             raise InputError(f"t = {t:g} lies outside the model's time steps 0 to {len(self) - 1}")
-        return float(np.interp(t, np.arange(len(self)), self._log_alphas))
+        i = int(t)
+        here = float(self._log_alphas[i])
+        return here if t == i else (float(self._log_alphas[i + 1]) - here) * (t - i) + here
 
     def alpha(self, t: float | None) -> float:
         """The signal's share of the sample at time ``t``."""

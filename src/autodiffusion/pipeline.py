@@ -1,0 +1,156 @@
+"""Applying a plan to a diffusers pipeline, and giving the pipeline back as it was."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from autodiffusion.errors import InputError, nearest
+from autodiffusion.models import Model
+from autodiffusion.plan import Plan
+from autodiffusion.plan_scheduler import PlanScheduler, connect, disconnect
+from autodiffusion.sampling import stretches
+from autodiffusion.schedule import NoiseSchedule
+
+Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+def _unet(unet: Any) -> tuple[Network, int | None]:
+    return lambda x, t, label: unet(x, t, return_dict=False)[0], None
+
+
+def _dit(dit: Any) -> tuple[Network, int | None]:
+    return lambda x, t, label: dit(x, t, class_labels=label, return_dict=False)[0], dit.config.num_embeds_ada_norm
+
+
+PIPELINES: dict[str, tuple[str, Callable[[Any], tuple[Network, int | None]]]] = {
+    "DDPMPipeline": ("unet", _unet),
+    "DDIMPipeline": ("unet", _unet),
+    "PNDMPipeline": ("unet", _unet),
+    "LDMPipeline": ("unet", _unet),
+    "DiTPipeline": ("transformer", _dit),
+}
+"""For each class of pipelines, and what is derived from it: the component that denoises, and how it is called as the
+network of a :class:`Model`, with the number of its classes."""
+
+
+class Applied:
+    """A plan that a pipeline follows, until :meth:`remove` or the end of a ``with``.
+
+    Attributes:
+        plan: the plan.
+        pipe: the pipeline.
+    """
+
+    def __init__(self, plan: Plan, pipe: Any, scheduler: PlanScheduler, network: nn.Module | None) -> None:
+        self.plan, self.pipe = plan, pipe
+        self._scheduler, self._network, self._removed = scheduler, network, False
+        if network is not None:
+            connect(network)
+        pipe.scheduler = scheduler
+        scheduler.remove = self.remove
+
+    def remove(self) -> None:
+        """Gives the pipeline its own scheduler and its whole network back; once removed, does nothing.
+
+        A scheduler that was set meanwhile stays.
+        """
+        if self._removed:
+            return
+        self._removed = True
+        if self.pipe.scheduler is self._scheduler:
+            self.pipe.scheduler = self._scheduler.stock
+        if self._network is not None:
+            disconnect(self._network)
+
+    def __enter__(self) -> Applied:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.remove()
+
+
+def apply(plan: Plan, pipe: Any) -> Applied:
+    """Makes a diffusers pipeline follow ``plan``: its solver, time steps, free numbers and layers left out.
+
+    The pipeline then makes one iteration for each network evaluation of the plan, whatever number of steps it is called
+    with. Predictions are clipped where the plan says so, not where the pipeline's scheduler does. A plan that the
+    pipeline follows already is removed first.
+
+    Args:
+        pipe: of a class in :data:`PIPELINES`, or derived from one.
+
+    Raises:
+        InputError: the pipeline, its scheduler or its network cannot follow the plan. Nothing has been changed then.
+    """
+    if not isinstance(plan, Plan):
+        raise InputError(f"apply: {plan!r} is not a plan; read it with Plan.load, and give the pipeline after it")
+    before = getattr(pipe, "scheduler", None)
+    stock = before.stock if isinstance(before, PlanScheduler) else before
+    model = _model(pipe, stock)
+    path = stretches(plan, model)
+    if path[0].move.ask[0] != path[0].move.t:
+        raise InputError(f"solver {plan.solver} asks first at another point than its noise; a pipeline cannot do that")
+    steps = inspect.signature(pipe.__call__).parameters.get("num_inference_steps")
+    scheduler = PlanScheduler(stock, path, model, frozenset({steps.default} if steps else ()))
+    if isinstance(before, PlanScheduler):
+        before.remove()
+    return Applied(plan, pipe, scheduler, model.module if any(stretch.skip for stretch in path) else None)
+
+
+def _model(pipe: Any, scheduler: Any) -> Model:
+    """The pipeline's network, with its noise schedule and what it predicts as its scheduler says.
+
+    Raises:
+        InputError: the pipeline or its scheduler is of a kind that cannot follow a plan.
+    """
+    kind = type(pipe).__name__
+    known = next((base.__name__ for base in type(pipe).__mro__ if base.__name__ in PIPELINES), None)
+    if known is None:
+        raise InputError(f"pipeline {kind} is none that plans can be applied to {nearest(kind, PIPELINES)}")
+    component, called = PIPELINES[known]
+    module = getattr(pipe, component, None)
+    if module is None or scheduler is None:
+        raise InputError(
+            f"pipeline {kind} has no {component if module is None else 'scheduler'}; load the whole pipeline"
+        )
+    network, classes = called(module)
+    size = module.config.sample_size
+    return Model(
+        network,
+        _schedule(scheduler),
+        (module.config.in_channels, *((size, size) if isinstance(size, int) else size)),
+        prediction=scheduler.config.get("prediction_type", "epsilon"),
+        classes=classes,
+        name=kind,
+        device=str(module.device),
+        dtype=module.dtype,
+        module=module,
+    )
+
+
+def _schedule(scheduler: Any) -> NoiseSchedule:
+    """The noise schedule of a diffusers scheduler.
+
+    Raises:
+        InputError: it has none of a variance-preserving model with discrete time steps.
+    """
+    kind, config = type(scheduler).__name__, scheduler.config
+    if "FlowMatch" in kind or config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
+        raise InputError(f"scheduler {kind}: is for flow matching, to which plans cannot be applied yet")
+    values = getattr(scheduler, "alphas_cumprod", None)
+    if not isinstance(values, Tensor):
+        raise InputError(f"scheduler {kind}: is not of a variance-preserving model with discrete time steps")
+    rounded = values.double().cpu().numpy()
+    try:
+        schedule = NoiseSchedule.from_config(config)
+    except (InputError, TypeError, ValueError):
+        schedule = None
+    # the configuration describes in float64, as a search has it, what the scheduler holds in float32
+    if schedule is not None and len(schedule) == len(rounded) and np.allclose(schedule.alphas_cumprod, rounded, 1e-3):
+        return schedule
+    return NoiseSchedule(np.maximum(rounded, 1e-24))  # as from_config, where no signal is left at the end
