@@ -117,8 +117,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     lines = [
         "Made by `python -m bench.solvers`; the rows are in `solvers.json`.",
         "",
-        "FID [95 % interval] on fresh noise, and network evaluations for one sample where they are not the steps. Models,",
-        "steps and solvers that are missing have not been run.",
+        "FID [95 % interval] on fresh noise, and network evaluations for one sample where they are not the steps.",
+        "Models, steps and solvers that are missing have not been run.",
     ]
     for model in dict.fromkeys(row["model"] for row in rows):
         here = [row for row in rows if row["model"] == model]
