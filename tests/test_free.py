@@ -211,6 +211,16 @@ def test_plans_hold_the_numbers() -> None:
     assert plan != Plan.of("gls", [900, 400]) == plan.tuned([{}, {}])
 
 
+def test_steps_are_told_apart_by_their_numbers() -> None:
+    one, other = Step(t=9, params={"data1": 1.0, "noise": 2.0}), Step(t=9, params={"noise": 2.0, "data1": 1.0})
+    assert {one, other, Step(t=9), Step(t=9, params={"noise": 2.0})} == {
+        one,
+        Step(t=9),
+        Step(t=9, params={"noise": 2.0}),
+    }
+    assert len({one, other, Step(t=9)}) == 2
+
+
 def test_plans_from_before_there_were_numbers_keep_their_hashes() -> None:
     plan = Plan.of("ddim", [900, 400], solver_options={"clip": True})
     assert "params" not in plan.to_json()

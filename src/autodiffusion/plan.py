@@ -64,6 +64,9 @@ class Step(BaseModel):
     skip: frozenset[Annotated[int, Field(ge=0)]] = frozenset()
     params: dict[str, Number] = {}
 
+    def __hash__(self) -> int:
+        return hash((self.t, self.skip, *sorted(self.params.items())))
+
     @field_validator("params")
     @classmethod
     def _sorted_params(cls, params: dict[str, float]) -> dict[str, float]:
