@@ -260,9 +260,10 @@ def draw(kept: dict[Row, Kept], path: Path) -> None:
             for name, fid, dash in zip(("uniform", "best named grid"), fids, (":", "--"), strict=True):
                 handles[name] = axes.axhline(fid, color="0.2", linewidth=0.9, linestyle=dash)
             shown += fids
-        if not shown:
+        if not any(one.runs.values()):
             axes.text(0.5, 0.5, "not run", ha="center", color="0.5", transform=axes.transAxes)
-            axes.set(xticks=[], yticks=[])
+            axes.set_xticks([])
+            axes.yaxis.set_visible(bool(shown))
             continue
         axes.set_xscale("log")
         if max(shown) > 3 * min(shown):

@@ -9,7 +9,6 @@ all. The rows go to ``bench/results/ablation.json`` one by one, the table beside
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -29,7 +28,7 @@ from autodiffusion.progress import Quiet
 from autodiffusion.settings import Settings
 from autodiffusion.strategies.ladder import Asking, Ladder
 from autodiffusion.study import Study, write
-from bench import compare
+from bench import _rows, compare
 from bench._curves import Row, Run
 
 
@@ -170,7 +169,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--reduced", action="store_true", help="a few seconds: few candidates, few fresh samples")
     args = parser.parse_args(given)
     torch.set_num_threads(1)
-    rows = json.loads(args.out.read_text()) if args.out.exists() else []
+    rows = _rows.load(args.out)
     done = {(row["model"], row["solver"], row["steps"], row["variant"], row["seed"]) for row in rows}
     names = [name for name in VARIANTS if not name.startswith("Optuna") or find_spec("optuna")]
     lanes = product(args.models.split(","), args.solvers.split(","), map(int, args.steps.split(",")))
@@ -178,7 +177,7 @@ def main(given: Sequence[str] | None = None) -> None:
         task = compare.Job(*lane, "default", seed, args.reduced)
         if (*lane, name, seed) not in done:
             rows += make(task, name)
-            write(args.out, "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+            _rows.save(args.out, rows)
     write(args.out.with_suffix(".md"), table(read(rows)))
     print(table(read(rows)), end="")
 

@@ -20,29 +20,58 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, DDPMPipeline, DPMSolverMultistepScheduler, UNet2DModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMPipeline,
+    DPMSolverMultistepScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
 
 from autodiffusion import Plan, apply
 
-CASES: dict[str, tuple[Any, str, bool]] = {
-    "ddim": (DDIMScheduler, "ddim", False),
-    "dpm_solver++": (DPMSolverMultistepScheduler, "dpm_solver++", False),
-    "gls beside DPM-Solver++": (DPMSolverMultistepScheduler, "gls", False),
-    "dpm_solver++, layers left out": (DPMSolverMultistepScheduler, "dpm_solver++", True),
+CASES: dict[str, tuple[Any, str, bool, bool]] = {
+    "ddim": (DDIMScheduler, "ddim", False, False),
+    "dpm_solver++": (DPMSolverMultistepScheduler, "dpm_solver++", False, False),
+    "gls beside DPM-Solver++": (DPMSolverMultistepScheduler, "gls", False, False),
+    "dpm_solver++, layers left out": (DPMSolverMultistepScheduler, "dpm_solver++", True, False),
+    "Stable Diffusion, dpm_solver++": (DPMSolverMultistepScheduler, "dpm_solver++", False, True),
+    "the same, layers left out": (DPMSolverMultistepScheduler, "dpm_solver++", True, True),
 }
-"""The stock scheduler, the solver in its place, and whether each step leaves out layers."""
+"""The stock scheduler, the solver in its place, whether each step leaves out layers, and whether a text is shown."""
+
+SMALL: dict[str, Any] = {"layers_per_block": 1, "block_out_channels": (8, 8), "norm_num_groups": 4}
 
 
-def network(size: int) -> UNet2DModel:
-    """A small one: its own time does not count."""
+def pixels(size: int, batch: int, scheduler: Any) -> tuple[Any, dict[str, Any]]:
+    """A pipeline without text, and how it is called. The network is small: its own time does not count."""
     blocks = {"down_block_types": ("DownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", "UpBlock2D")}
-    unet = UNet2DModel(size, layers_per_block=1, block_out_channels=(8, 8), norm_num_groups=4, **blocks)
-    return unet.eval().to(memory_format=torch.channels_last)
+    unet = UNet2DModel(size, **SMALL, **blocks).eval().to(memory_format=torch.channels_last)
+    return DDPMPipeline(unet, scheduler), {"batch_size": batch, "output_type": "pt"}
 
 
-def outside(pipe: Any, steps: int, batch: int) -> float:
+def text(size: int, batch: int, scheduler: Any) -> tuple[Any, dict[str, Any]]:
+    """Stable Diffusion with guidance, from a text that is encoded already to latents of a quarter of the size."""
+    blocks = {
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    }
+    unet = UNet2DConditionModel(size // 4, cross_attention_dim=8, attention_head_dim=2, **SMALL, **blocks)
+    parts = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
+    vae = AutoencoderKL(block_out_channels=(4,), norm_num_groups=2, latent_channels=4)
+    pipe = StableDiffusionPipeline(
+        vae=vae, unet=unet.eval(), scheduler=scheduler, requires_safety_checker=False, **parts
+    )
+    shown = {name: torch.zeros(batch, 8, 8) for name in ("prompt_embeds", "negative_prompt_embeds")}
+    return pipe, {"output_type": "latent", **shown}
+
+
+def outside(pipe: Any, steps: int, options: dict[str, Any]) -> float:
     """Seconds of processor time outside the network for an iteration of the pipeline's loop."""
-    inside, forward = 0.0, UNet2DModel.forward
+    inside, cls = 0.0, UNet2DModel if isinstance(pipe.unet, UNet2DModel) else UNet2DConditionModel
+    forward = cls.forward
 
     def timed(*args: Any, **kwargs: Any) -> Any:
         nonlocal inside
@@ -52,16 +81,16 @@ def outside(pipe: Any, steps: int, batch: int) -> float:
         finally:
             inside += time.process_time() - start
 
-    with patch.object(UNet2DModel, "forward", timed):
+    with patch.object(cls, "forward", timed):
         start = time.process_time()
-        pipe(batch_size=batch, num_inference_steps=steps, output_type="pt")
+        pipe(num_inference_steps=steps, **options)
         return (time.process_time() - start - inside) / steps
 
 
 def compare(case: str, runs: int, steps: int, batch: int, size: int) -> tuple[float, float, list[float]]:
     """Seconds with the stock scheduler and with the plan, and the ratio of each turn."""
-    stock, solver, layers = CASES[case]
-    pipe = DDPMPipeline(network(size), stock())
+    stock, solver, layers, texts = CASES[case]
+    pipe, options = (text if texts else pixels)(size, batch, stock(steps_offset=int(texts)))
     pipe.set_progress_bar_config(disable=True)
     pipe.scheduler.set_timesteps(steps)
     plan = Plan.of(solver, pipe.scheduler.timesteps.tolist())
@@ -72,7 +101,7 @@ def compare(case: str, runs: int, steps: int, batch: int, size: int) -> tuple[fl
     for turn in range(runs + 1):
         for name, scheduler in schedulers.items():
             with patch.object(pipe, "scheduler", scheduler) if pipe.scheduler is not scheduler else nullcontext():
-                seconds = outside(pipe, steps, batch)
+                seconds = outside(pipe, steps, options)
             times[name] += [seconds] * (turn > 0)  # the first is warm-up
     applied.remove()
     ratios = [ours / theirs for ours, theirs in zip(times["plan"], times["stock"], strict=True)]

@@ -1,6 +1,6 @@
 """Processor time of one FID on one thread: the value alone, and with its pseudo-values, which hold the value as well.
 
-.venv/bin/python bench/fid_time.py [RUNS]
+    .venv/bin/python bench/fid_time.py [RUNS]
 
 The least of several runs. The root of the reference's covariance is computed once for a reference and timed by itself.
 """
@@ -11,7 +11,7 @@ import os
 
 os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))  # before NumPy
 
-import sys
+import argparse
 import time
 from collections.abc import Callable
 from functools import partial
@@ -37,7 +37,9 @@ def seconds(work: Callable[[], object], runs: int) -> float:
 
 
 def main() -> None:
-    runs = int(sys.argv[1]) if len(sys.argv) > 1 else 5
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=int, nargs="?", default=5, help="of which the least counts")
+    runs = parser.parse_args().runs
     random = np.random.default_rng(0)
     for dimension, count in SIZES:
         mix = random.normal(size=(dimension, dimension)) / np.arange(1, dimension + 1)  # a spectrum that falls

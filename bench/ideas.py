@@ -22,7 +22,6 @@ again unless asked with ``--again``.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -44,12 +43,12 @@ from autodiffusion.plan import Plan
 from autodiffusion.reference import load as load_reference
 from autodiffusion.solvers import Solver, solve
 from autodiffusion.solvers import build as build_solver
-from bench import models
+from bench import _rows, models
+from bench._gradient import differentiable, falling
+from bench.compare import FRESH
 
 RESULTS = Path("bench/results")
 SOLVERS = ("ddim", "dpm_solver++")
-SAMPLES = {"mixture": 10_000, "empirical": 4_000}
-"""Of the figures in the table."""
 TEACHER = 100
 """Uniform DDIM steps of the gradient's teacher, whose FID the table gives too."""
 FINE, PATHS = 80, 64
@@ -163,7 +162,7 @@ def gradient(task: Task, seed: int, features: bool) -> Found:
     order, mean = torch.Generator().manual_seed(seed), torch.zeros(task.steps, dtype=torch.float64)
     for iteration in range(ITERATIONS):
         batch = torch.randperm(POOL, generator=order)[:BATCH]
-        drawn = differentiable_ddim(task.model, noise[batch], falling(logits, last))
+        drawn = differentiable(task.model, noise[batch], falling(logits, last))
         adam.zero_grad()
         (look(drawn) - target[batch]).square().mean().backward()
         adam.step()
@@ -171,34 +170,6 @@ def gradient(task: Task, seed: int, features: bool) -> Found:
             mean += falling(logits.detach(), last) / (ITERATIONS - ITERATIONS // 2)
     spent = POOL * (TEACHER + len(GRIDS) * task.steps) + 3 * ITERATIONS * BATCH * task.steps
     return task.ordered(mean.tolist()), spent
-
-
-def falling(logits: Tensor, last: int) -> Tensor:
-    """``[K + 1]`` logits of the gaps as K falling times in (0, T - 1)."""
-    return last * (1 - torch.softmax(logits, 0).cumsum(0)[:-1])
-
-
-def differentiable_ddim(model: Model, x: Tensor, times: Tensor) -> Tensor:
-    """DDIM from ``x`` to clean data, differentiable in ``times``.
-
-    The exact models take the time as a float, so the derivative of the network in it is a difference quotient here; a
-    network's backward pass gives it along with the rest, and so it is not counted.
-    """
-    log_alphas = torch.from_numpy(0.5 * np.log(model.schedule.alphas_cumprod))
-    last = len(log_alphas) - 1
-    below = times.detach().floor().clamp(0, last - 1).long()
-    log_alpha = log_alphas[below] + (times - below) * (log_alphas[below + 1] - log_alphas[below])
-    alpha, sigma = log_alpha.exp().float(), (-torch.expm1(2 * log_alpha)).sqrt().float()
-    for k, t in enumerate(times.tolist()):
-        epsilon = model.predict(x, t, None)
-        with torch.no_grad():
-            low, high = max(t - 0.5, 0.0), min(t + 0.5, float(last))
-            slope = (model.predict(x, high, None) - model.predict(x, low, None)) / (high - low)
-        epsilon = epsilon + slope * (times[k] - t).float()
-        x = (x - sigma[k] * epsilon) / alpha[k]
-        if k + 1 < len(times):
-            x = alpha[k + 1] * x + sigma[k + 1] * epsilon
-    return x
 
 
 def cobyqa(task: Task, seed: int, starts: Sequence[str]) -> Found:
@@ -243,7 +214,7 @@ def make(task: Task, ideas: Sequence[str], seeds: int, rows: list[dict[str, Any]
             if not any(key.items() <= row.items() for row in rows):
                 times, spent = IDEAS[idea](task, seed)
                 made.append((key, task.plan(times), spent))
-    plans, samples = [plan for _, plan, _ in made], SAMPLES[task.model.name]
+    plans, samples = [plan for _, plan, _ in made], FRESH[task.model.name]
     scores = task.evaluator.scores(plans, task.fid, samples, derive_seed(0, "confirm"))
     for (key, plan, spent), score in zip(made, scores, strict=True):
         rows.append(key | {"evaluations": spent, "samples": samples, "fid": score.value, "times": plan.times})
@@ -279,7 +250,7 @@ def main() -> None:
     torch.set_num_threads(1)
     names, steps = args.models.split(","), [int(text) for text in args.steps.split(",")]
     file = RESULTS / "ideas.json"
-    rows = json.loads(file.read_text()) if file.exists() and not args.again else []
+    rows = _rows.load(file, args.again)
     for name in names:
         model: Model = models.EXACT[name]().model()
         evaluator = Evaluator(model, load_features(model.features), batch_size=500)
@@ -288,7 +259,7 @@ def main() -> None:
         for solver, count in product(SOLVERS, steps):
             ideas = [idea for idea in IDEAS if solver == "ddim" or not idea.startswith("gradient")]
             make(Task(evaluator, fid, solver, count), ideas, args.seeds, rows)
-            file.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+            _rows.save(file, rows)
     title = f"FID, mean over {args.seeds} seeds [least, greatest] (cost of finding the plan)\n"
     text = "\n".join([title, *(table(rows, name, solver, steps) for name, solver in product(names, SOLVERS))])
     (RESULTS / "ideas.md").write_text(text)

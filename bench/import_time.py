@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 import time
@@ -20,7 +21,9 @@ def seconds(statement: str) -> float:
 
 
 def main() -> None:
-    runs = int(sys.argv[1]) if len(sys.argv) > 1 else 7
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=int, nargs="?", default=7, help="of which the median counts")
+    runs = parser.parse_args().runs
     for statement in STATEMENTS:
         seconds(statement)  # once for the file cache
     rounds = [[seconds(statement) for statement in STATEMENTS] for _ in range(runs)]

@@ -14,7 +14,6 @@ there is not made again.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -26,13 +25,15 @@ from autodiffusion.confirm import confirm, figure
 from autodiffusion.inputs import check_source, find_reference, prepare
 from autodiffusion.loop import Result, search
 from autodiffusion.metrics import build
-from autodiffusion.models import load
+from autodiffusion.models import Model, load
 from autodiffusion.plan import Plan
+from autodiffusion.pricing import Pricing
 from autodiffusion.progress import Shown
 from autodiffusion.settings import Settings
 from autodiffusion.strategies.ladder import Asking
 from autodiffusion.strategies.prune import Prune
 from autodiffusion.study import LEDGER, read_events, write
+from bench import _rows
 
 FOUND, FEWER, RANDOM = "found", "fewer whole steps", "random sets of layers"
 
@@ -106,10 +107,9 @@ def make(args: argparse.Namespace, steps: int, budget: int) -> list[dict[str, An
     ]
 
 
-def share(plan: Plan, model: Any, steps: int) -> float:
+def share(plan: Plan, model: Model, steps: int) -> float:
     """What the plan costs, as a share of so many whole steps, in multiply-accumulates."""
-    saved = sum(model.layers[layer].macs for step in plan.steps for layer in step.skip)
-    return float((len(plan.steps) * model.macs - saved) / (steps * model.macs))
+    return Pricing.of(model).plan(plan)["macs"] / (steps * model.macs)
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -145,7 +145,7 @@ def cell(row: dict[str, Any]) -> str:
 def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", default="6,10")
-    parser.add_argument("--budgets", default="80,60,40", help="in % of the whole steps' cost")
+    parser.add_argument("--budgets", default="80,60,40", help="in %% of the whole steps' cost")
     parser.add_argument("--samples", type=int, default=300, help="for a candidate's full score")
     parser.add_argument("--final", type=int, default=5000, help="fresh samples for a figure")
     parser.add_argument("--seed", type=int, default=0)
@@ -156,13 +156,12 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/layers"), help="folder of the searches")
     parser.add_argument("--out", type=Path, default=Path("bench/results/layers.json"), help="the rows")
     args = parser.parse_args(given)
-    rows = json.loads(args.out.read_text()) if args.out.exists() else []
+    rows = _rows.load(args.out)
     done = {(row["steps"], row["budget"]) for row in rows}
     for steps, budget in product(map(int, args.steps.split(",")), map(int, args.budgets.split(","))):
         if (steps, budget) not in done:
             rows += make(args, steps, budget)
-            args.out.parent.mkdir(parents=True, exist_ok=True)
-            write(args.out, "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+            _rows.save(args.out, rows)
     write(args.out.with_suffix(".md"), table(rows))
     print(table(rows), end="")
 

@@ -13,7 +13,6 @@ and says of each found plan in what it is worse than 50 uniform steps, ``OUT.png
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from autodiffusion import reference
 from autodiffusion.confirm import Row, figure
+from autodiffusion.errors import InputError
 from autodiffusion.evaluate import derive_seed
 from autodiffusion.features import Extractor, Features
 from autodiffusion.features import load as load_features
@@ -41,6 +41,7 @@ from autodiffusion.progress import Shown
 from autodiffusion.report import picture
 from autodiffusion.sampling import nfe, sample
 from autodiffusion.study import write
+from bench import _rows
 from bench.second_features import NAME, REFERENCE
 
 Rows = list[dict[str, Any]]
@@ -145,8 +146,7 @@ def keep(path: Path, rows: Rows, row: dict[str, Any]) -> None:
     """Adds a row, in place of the one that a former plan of its name has, and writes them all."""
     same = ("name", "samples", "seed")
     rows[:] = [*(other for other in rows if any(other[key] != row[key] for key in same)), row]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write(path, "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+    _rows.save(path, rows)
 
 
 def table(rows: Rows, asked: NDArray[np.float64], name: str = "second_opinion") -> str:
@@ -212,12 +212,18 @@ def verdict(row: Mapping[str, Any], rows: Rows) -> str:
 
 
 def given_plans(text: str | None, model: Model) -> dict[str, Plan]:
-    """The plans of ``name=plan.json,...``, or those in ``bench/plans``; the grids come first."""
-    files = [part.partition("=")[::2] for part in text.split(",")] if text is not None else []
-    if text is None:
-        files = [(path.stem, str(path)) for path in sorted(PLANS.glob("*.json"))]
-    names = [(grid, grid) for grid in GRIDS] + [(name.strip(), path.strip()) for name, path in files]
-    return {name: plan_of(source, model) for name, source in names}
+    """The plans of ``name=plan.json,...``, or those in ``bench/plans``; the grids come first.
+
+    Raises:
+        InputError: a part is not of that form, a name stands there twice, or a plan cannot be used.
+    """
+    sources = {grid: grid for grid in GRIDS}
+    for part in text.split(",") if text is not None else [f"{p.stem}={p}" for p in sorted(PLANS.glob("*.json"))]:
+        name, equals, path = part.partition("=")
+        if not equals or name.strip() in sources:
+            raise InputError(f"{part!r} is not name=plan.json with a name of its own")
+        sources[name.strip()] = path.strip()
+    return {name: plan_of(source, model) for name, source in sources.items()}
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -227,10 +233,16 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("bench/results/second_opinion"), help="without .json")
     args = parser.parse_args(given)
+    if args.samples < 4:
+        parser.error("--samples: give 4 or more, as KID needs")
     model = load("mnist")
-    plans, judges = given_plans(args.plans, model), Judges(model)
+    try:
+        plans = given_plans(args.plans, model)
+    except InputError as error:
+        parser.error(f"--plans: {error}")
+    judges = Judges(model)
     files = {kind: args.out.with_name(args.out.name + kind) for kind in (".json", ".md", ".png")}
-    rows: Rows = json.loads(files[".json"].read_text()) if files[".json"].exists() else []
+    rows: Rows = _rows.load(files[".json"])
     shown = []
     for name, plan in plans.items():
         row = find(rows, plan, args.samples, args.seed)

@@ -12,9 +12,7 @@ stopped; a row that ``bench/results/solvers.json`` has is not made again. Start 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
-from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,17 +21,15 @@ import torch
 
 from autodiffusion.confirm import confirm, figure
 from autodiffusion.contest import search_solvers
-from autodiffusion.evaluate import Evaluator
-from autodiffusion.grids import GRIDS
-from autodiffusion.inputs import check_source, plan_of, prepare
+from autodiffusion.grids import fitting
+from autodiffusion.inputs import plan_of
 from autodiffusion.loop import search
-from autodiffusion.models import load
 from autodiffusion.plan import Plan
 from autodiffusion.progress import Shown
-from autodiffusion.reference import Reference
 from autodiffusion.settings import Settings
 from autodiffusion.study import LEDGER, read_events, write
-from bench.compare import BATCH, MODELS, STEPS
+from bench import _rows
+from bench.compare import BATCH, FRESH, MODELS, STEPS, check, judge
 from bench.models import reference_of
 
 ENTRIES: dict[str, dict[str, Any]] = {
@@ -49,23 +45,14 @@ ENTRIES: dict[str, dict[str, Any]] = {
     "gls on dpm_solver++": {"solver": "gls", "solver_options": {"plain": "dpm_solver++"}},
     "left to the search": {"solver": "ddim,dpm_solver++,pfdiff,gls"},
 }
-FINAL = {"bundled": 2_000, "mixture": 10_000, "empirical": 4_000}
-"""Fresh samples of a figure."""
 UNIFORM = (50, 100)
 """Steps of the rows to compare with."""
 
 
-@cache
-def judge(model: str) -> tuple[Evaluator, Reference]:
-    evaluator, source = prepare(load(f"bench.models:{model}"), reference=reference_of(model), batch_size=BATCH[model])
-    reference = check_source(source, evaluator, ["fid"])
-    assert reference is not None
-    return evaluator, reference
-
-
 def judged(model: str, plans: dict[str, Plan], samples: int) -> list[dict[str, Any]]:
     """The rows of plans on fresh noise, whatever the search."""
-    return [row.to_json() for row in confirm(*judge(model), plans, ["fid"], samples, seed=0)]
+    evaluator, fid = judge(model)
+    return [row.to_json() for row in confirm(evaluator, fid.reference, plans, ["fid"], samples, seed=0)]
 
 
 def searched(args: argparse.Namespace, model: str, steps: int, entry: str) -> dict[str, Any]:
@@ -86,7 +73,7 @@ def searched(args: argparse.Namespace, model: str, steps: int, entry: str) -> di
         else:
             result = search(Settings.of(**options | ENTRIES[entry]), folder, progress)
     events = [event for ledger in folder.rglob(LEDGER) for event in read_events(ledger) if event["event"] == "scores"]
-    [row] = judged(model, {entry: result.plan}, args.final or FINAL[model])
+    [row] = judged(model, {entry: result.plan}, args.final or FRESH[model])
     found = next(row for row in result.rows if row["name"] == "found")
     return row | {
         "model": model,
@@ -100,8 +87,8 @@ def searched(args: argparse.Namespace, model: str, steps: int, entry: str) -> di
 
 def baselines(args: argparse.Namespace, model: str, steps: int, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows of the best named grid and of many uniform steps, with DDIM; the latter from ``rows`` if it has them."""
-    made, samples = judge(model)[0].model, args.final or FINAL[model]
-    grids = judged(model, {name: plan_of(f"{name}:{steps}", made, "ddim") for name in GRIDS}, samples)
+    made, samples = judge(model)[0].model, args.final or FRESH[model]
+    grids = judged(model, fitting(lambda name: plan_of(f"{name}:{steps}", made, "ddim")), samples)
     best = min((row for row in grids if row["problem"] is None), key=lambda row: row["scores"]["fid"]["value"])
     names = {f"uniform {count}": count for count in UNIFORM}
     many = [row for row in rows if row["model"] == model and row["name"] in names][: len(names)]
@@ -182,19 +169,23 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--table-only", action="store_true", help="run nothing")
     args = parser.parse_args(given)
     torch.set_num_threads(1)
-    rows = json.loads(args.out.read_text()) if args.out.exists() else []
+    rows = _rows.load(args.out)
     for path in args.join:
-        rows = _joined(rows, json.loads(path.read_text()))
-    wanted = product(args.models.split(","), map(int, args.steps.split(",")), args.entries.split(";"))
-    for model, steps, entry in [] if args.table_only else wanted:
+        if not path.exists():
+            parser.error(f"--join {path}: there is no such file")
+        rows = _joined(rows, _rows.load(path))
+    chosen, entries = args.models.split(","), args.entries.split(";")
+    check(parser, "models", chosen, MODELS)
+    check(parser, "entries", entries, ENTRIES)
+    for model, steps, entry in [] if args.table_only else product(chosen, map(int, args.steps.split(",")), entries):
         names = {row["name"] for row in rows if (row["model"], row["steps"]) == (model, steps)}
         if "best grid" not in names:
             rows = _joined(rows, baselines(args, model, steps, rows))
-            _save(rows, args.out)
+            _rows.save(args.out, rows)
         if entry not in names:
             rows = _joined(rows, [searched(args, model, steps, entry)])
-            _save(rows, args.out)
-    _save(rows, args.out)
+            _rows.save(args.out, rows)
+    _rows.save(args.out, rows)
     write(args.out.with_suffix(".md"), table(rows))
     print(table(rows), end="")
 
@@ -204,11 +195,6 @@ def _joined(rows: list[dict[str, Any]], more: list[dict[str, Any]]) -> list[dict
     found = {(row["model"], row["steps"], row["name"]): row for row in [*more, *rows]}
     order = ["best grid", *ENTRIES, *(f"uniform {count}" for count in UNIFORM)]
     return sorted(found.values(), key=lambda row: (MODELS.index(row["model"]), row["steps"], order.index(row["name"])))
-
-
-def _save(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write(path, "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
 
 
 if __name__ == "__main__":

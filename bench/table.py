@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from autodiffusion.confirm import confirm
 from autodiffusion.evaluate import Evaluator, derive_seed, describe
-from autodiffusion.grids import GRIDS
+from autodiffusion.grids import fitting
 from autodiffusion.inputs import check_source, plan_of, prepare
 from autodiffusion.loop import search
 from autodiffusion.metrics import build
@@ -52,7 +53,11 @@ def arguments() -> argparse.Namespace:
 
 
 class Rows:
-    """The rows made so far, in the file ``--out``; those made with other sample counts or another seed are not read."""
+    """The rows made so far, in the file ``--out``.
+
+    Raises:
+        SystemExit: they were made with other sample counts or another seed.
+    """
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.path = args.out
@@ -60,8 +65,12 @@ class Rows:
         self.rows: list[dict[str, Any]] = []
         if self.path.exists() and not args.again:
             content = json.loads(self.path.read_text())
-            if all(content[key] == value for key, value in self.made_with.items()):
-                self.rows = content["rows"]
+            for key, value in self.made_with.items():
+                if content[key] != value:
+                    raise SystemExit(
+                        f"{self.path}: {key} is {content[key]}, not {value}; give another --out, or --again"
+                    )
+            self.rows = content["rows"]
 
     def find(self, method: str, steps: int) -> dict[str, Any] | None:
         return next((row for row in self.rows if (row["method"], row["steps"]) == (method, steps)), None)
@@ -74,7 +83,7 @@ class Rows:
 
 def best_grid(steps: int, evaluator: Evaluator, reference: Reference, seed: int) -> tuple[str, Plan]:
     """The named grid with the lowest FID on 1,000 samples of noise that the table does not use."""
-    plans = {name: plan_of(f"{name}:{steps}", evaluator.model) for name in GRIDS}
+    plans = fitting(lambda name: plan_of(f"{name}:{steps}", evaluator.model))
     fid = build("fid", reference)
     scores = evaluator.scores(list(plans.values()), fid, 1000, derive_seed(seed, "finalists"))
     name = min(zip(plans, scores, strict=True), key=lambda pair: pair[1].value)[0]
@@ -119,7 +128,7 @@ def main() -> None:
         [row] = confirm(evaluator, reference, {label: plan}, METRICS, args.final, args.seed)
         rows.add(row.to_json() | {"method": method, "steps": steps, "search_evaluations": spent})
         print(f"{label}, {steps} steps: {cell(rows.rows[-1])}  {describe(plan)[:90]}", flush=True)
-    show(rows, counts)
+    print(f"\n{text(rows, counts)}", end="")
     shown = {
         "100 uniform steps": (TEACHER, 100),
         "10 uniform steps": (UNIFORM, 10),
@@ -135,17 +144,18 @@ def main() -> None:
         picture(drawn, PICTURE)
 
 
-def show(rows: Rows, counts: list[int]) -> None:
-    """Prints the Markdown table."""
-    print(f"\n| FID / Inception Score | {' | '.join(f'{steps} steps' for steps in counts)} |")
-    print("| --- |" + " --- |" * len(counts))
+def text(rows: Rows, counts: Sequence[int]) -> str:
+    """The Markdown table."""
+    lines = [f"| FID / Inception Score | {' | '.join(f'{steps} steps' for steps in counts)} |"]
+    lines.append("| --- |" + " --- |" * len(counts))
     for method in METHODS:
         found_rows = [rows.find(method, steps) for steps in counts]
-        print(f"| {method} | " + " | ".join(cell(row) for row in found_rows if row) + " |")
+        lines.append(f"| {method} | {' | '.join(cell(row) if row else 'not run yet' for row in found_rows)} |")
     for steps in MANY:
         teacher = rows.find(TEACHER, steps)
         assert teacher is not None
-        print(f"| {steps} uniform steps |" + " |" * (len(counts) - 1) + f" {cell(teacher)} |")
+        lines.append(f"| {steps} uniform steps |" + " |" * (len(counts) - 1) + f" {cell(teacher)} |")
+    return "\n".join(lines) + "\n"
 
 
 def cell(row: dict[str, Any]) -> str:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import sys
+import warnings
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import pytest
@@ -21,3 +27,50 @@ def real_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("reference") / "real.npz"
     np.savez(path, arr_0=real(600).permute(0, 2, 3, 1).numpy())
     return path
+
+
+class Done(NamedTuple):
+    """What a command left: its exit status and what it printed."""
+
+    status: int
+    out: str
+    err: str
+
+
+Command: TypeAlias = Callable[[str], Done]
+ANSI = re.compile(r"\x1b")
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs ``autodiffusion`` with these arguments in an empty folder, in this process."""
+    import huggingface_hub.constants
+
+    from autodiffusion.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    for name in ("FORCE_COLOR", "COLUMNS", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(line: str) -> Done:
+        monkeypatch.setattr(sys, "argv", ["autodiffusion", *shlex.split(line)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main()
+        assert isinstance(caught.value.code, int)
+        done = Done(caught.value.code, *capsys.readouterr())
+        assert not ANSI.search(done.out + done.err)
+        return done
+
+    return run
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Searches without picture and report, which take longer than all the rest."""
+    module = import_module("autodiffusion.loop")
+    monkeypatch.setattr(module, "report", lambda folder: None)
+    monkeypatch.setattr(module, "_picture", lambda *parts: None)

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import json
-import shlex
-import sys
-import warnings
-from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import Command
 from safetensors.torch import save_file
 from test_adm import NETWORKS, Plain, PlainClassifier
 from torch import Tensor, nn
 
 from autodiffusion import InputError, NoiseSchedule, Plan, load_model
-from autodiffusion.cli import main
 from autodiffusion.layers import find
 from autodiffusion.models._adm import empty_adm_unet
 from autodiffusion.models._flags import Flags
@@ -176,29 +171,6 @@ def test_presets_are_as_published() -> None:
 
 # searches, through the command line
 
-Command = Callable[[str], tuple[int, str, str]]
-
-
-@pytest.fixture
-def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs ``autodiffusion`` in an empty folder: (exit status, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-    loop = import_module("autodiffusion.loop")
-    monkeypatch.setattr(loop, "report", lambda folder: None)
-    monkeypatch.setattr(loop, "_picture", lambda *parts: None)
-
-    def run(line: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["autodiffusion", *shlex.split(line)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main()
-        assert isinstance(caught.value.code, int)
-        return (caught.value.code, *capsys.readouterr())
-
-    return run
-
 
 def line_of(files: Path, kind: str) -> str:
     """The options of the tiny ADM or ADM-G."""
@@ -213,9 +185,11 @@ EVOLUTION = "--strategy evolution --population 3 --generations 2 --parents 2 --m
 PRUNE = "--layers --max-cost 75% --max-steps 2 --min-steps 2 --starts uniform --budget 400"
 
 
-@pytest.mark.parametrize("kind", ["adm", "adm_g"])
-@pytest.mark.parametrize("solver", ["ddim", "plms"])
-@pytest.mark.parametrize("layers", [False, True])
+@pytest.mark.usefixtures("plain")
+@pytest.mark.parametrize(
+    ("kind", "solver", "layers"),
+    [("adm", "ddim", False), ("adm_g", "plms", False), ("adm", "plms", True), ("adm_g", "ddim", True)],
+)
 def test_a_search(command: Command, files: Path, kind: str, solver: str, layers: bool) -> None:
     options = line_of(files, kind)
     scale = " --guidance-scale 2" if kind == "adm_g" else ""
@@ -277,6 +251,7 @@ def test_a_checkpoint_is_needed_and_where_it_is() -> None:
     assert "--checkpoint FILE" in refused("adm")
     assert "did you mean 'lsun-bedroom'" in refused("adm/lsun-bedrom")
     assert "no such file" in refused("adm/imagenet64", checkpoint="nowhere.pt")
+    assert "no such file" in refused("adm/imagenet64", checkpoint=300 * "a")
 
 
 def test_a_checkpoint_of_another_architecture(files: Path) -> None:
@@ -373,6 +348,25 @@ def test_what_is_no_state_dict(tmp_path: Path) -> None:
     assert "time_embed.0.weight is missing; no flags make it fit" in said
 
 
+@pytest.mark.parametrize("broken", [torch.zeros(()), torch.zeros(0), torch.zeros(32, 0)], ids=lambda x: str(x.shape))
+@pytest.mark.parametrize(
+    ("kind", "key"),
+    [
+        ("checkpoint", "time_embed.0.weight"),
+        ("checkpoint", "input_blocks.1.0.emb_layers.1.weight"),
+        ("checkpoint", "label_emb.weight"),
+        ("classifier", "out.2.positional_embedding"),
+        ("classifier", "out.2.c_proj.weight"),
+    ],
+)
+def test_weights_of_no_shape(files: Path, tmp_path: Path, kind: str, key: str, broken: Tensor) -> None:
+    whole = torch.load(files / ("adm_g.pt" if kind == "checkpoint" else "classifier.pt"), weights_only=True)
+    torch.save(whole | {key: broken}, tmp_path / "broken.pt")
+    said = guided_refused(files, **{kind: str(tmp_path / "broken.pt")})
+    assert f"{key} is {list(broken.shape)}, these flags make " in said
+    assert "; no flags make it fit; " in said
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -381,9 +375,12 @@ def test_what_is_no_state_dict(tmp_path: Path) -> None:
         ({"class_cond": 1}, "option class_cond = 1 is not a bool"),
         ({"channel_mult": "1,x"}, "channel_mult = '1,x' is not numbers above 0 by commas"),
         ({"channel_mult": "1,-2"}, "channel_mult = '1,-2' is not numbers above 0 by commas"),
+        ({"channel_mult": "1,nan"}, "channel_mult = '1,nan' is not numbers above 0 by commas"),
+        ({"channel_mult": "1,inf"}, "channel_mult = '1,inf' is not numbers above 0 by commas"),
         ({"attention_resolutions": "0.5"}, "sizes of images are whole numbers"),
         ({"noise_schedule": "cosin"}, "did you mean 'cosine'"),
         ({"num_res_blocks": 0}, "num_res_blocks = 0 is not above 0"),
+        ({"classifier_num_head_channels": -1}, "classifier_num_head_channels = -1 is not above 0"),
         ({"image_size": 100}, "channel_mult is missing: image_size = 100 has none"),
         ({"image_size": 6}, "image_size = 6 cannot be halved 2 times"),
     ],

@@ -22,7 +22,7 @@ from autodiffusion.schedule import NoiseSchedule
 from autodiffusion.space import SearchSpace
 from autodiffusion.strategies import WIDER
 from autodiffusion.strategies import build as build_strategy
-from bench import ablation, compare, honesty, models, overhead
+from bench import ablation, compare, honesty, memory, models, overhead
 
 
 def small(real_images: Path, **options: object) -> Settings:
@@ -217,3 +217,8 @@ def test_ablation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     ablation.main(given)  # what is there is kept
     assert json.loads(out.read_text()) == rows
     compare.judge.cache_clear()
+
+
+def test_the_demo_that_is_measured_is_the_demo() -> None:
+    makefile = (Path(__file__).parents[1] / "Makefile").read_text()
+    assert f"autodiffusion search mnist {' '.join(memory.DEMO)} --out demo\n" in makefile

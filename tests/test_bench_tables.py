@@ -1,9 +1,11 @@
-"""The benchmarks of layers and of solvers in small: what their tables say, and that they run."""
+"""The README's table and the benchmarks of layers and of solvers in small: what they say, and that they run."""
 
 from __future__ import annotations
 
 import json
 import sys
+from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from autodiffusion import Plan
 from autodiffusion.names import known
-from bench import layers, solvers
+from bench import compare, layers, models, solvers, table
 
 
 def row(name: str, value: float, **more: Any) -> dict[str, Any]:
@@ -38,6 +40,23 @@ def test_the_table_of_layers_says_where_the_found_plan_is_not_the_best() -> None
     assert "| **no**: fewer whole steps the same plan |" in layers.table(rows)
 
 
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Searches draw nothing; what they draw has tests of its own."""
+    for part in ("report", "_picture"):
+        monkeypatch.setattr(f"autodiffusion.loop.{part}", lambda *_: None)
+
+
+@pytest.fixture
+def small_references(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(models, "REFERENCES", tmp_path)
+    monkeypatch.setattr(models, "REAL", 500)
+    compare.judge.cache_clear()
+    yield
+    compare.judge.cache_clear()
+
+
+@pytest.mark.usefixtures("bare")
 def test_layers_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ["--model", "small:layered_model", "--steps", "3", "--budgets", "70", "--samples", "24", "--final", "60"]
     given += ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "layers.json"), "--limit", "4000"]
@@ -74,6 +93,7 @@ def test_the_table_of_solvers_compares_what_can_be_compared() -> None:
         assert line.endswith(end)
 
 
+@pytest.mark.usefixtures("bare", "small_references")
 def test_solvers_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = [
         "--models",
@@ -87,12 +107,39 @@ def test_solvers_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         "--runs",
         str(tmp_path / "runs"),
     ]
-    solvers.main([*given, "--entries", "gls", "--out", str(tmp_path / "one.json")])
-    solvers.main(
-        [*given, "--entries", "ddim", "--out", str(tmp_path / "two.json"), "--join", str(tmp_path / "one.json")]
-    )
+    one, two = (str(tmp_path / f"{name}.json") for name in ("one", "two"))
+    solvers.main([*given, "--entries", "gls", "--out", one])
+    solvers.main([*given, "--entries", "ddim", "--out", two, "--join", one])
     rows = json.loads((tmp_path / "two.json").read_text())
     assert [row["name"] for row in rows] == ["best grid", "ddim", "gls", "uniform 50", "uniform 100"]
     assert [row["nfe"] for row in rows] == [4, 4, 4, 50, 100]
     assert (tmp_path / "two.md").read_text() == solvers.table(rows)
     assert capsys.readouterr().out.endswith(solvers.table(rows))
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--entries", "ddim;gsl"], "--entries: gsl is not one of ddim, ipndm,"),
+        (["--models", "bundle"], "--models: bundle is not one of mixture, empirical, bundled"),
+        (["--join", "none.json"], "--join none.json: there is no such file"),
+    ],
+)
+def test_solvers_refuses_before_it_searches(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], given: list[str], told: str
+) -> None:
+    with pytest.raises(SystemExit):
+        solvers.main([*given, "--out", str(tmp_path / "out.json")])
+    assert told in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_readmes_table_keeps_rows_of_other_counts(tmp_path: Path) -> None:
+    def rows(samples: int, again: bool = False) -> table.Rows:
+        return table.Rows(Namespace(out=tmp_path / "table.json", samples=100, final=samples, seed=0, again=again))
+
+    rows(5000).add({"method": table.UNIFORM, "steps": 4})
+    assert rows(5000).find(table.UNIFORM, 4)
+    with pytest.raises(SystemExit, match="samples is 5000, not 60; give another --out, or --again"):
+        rows(60)
+    assert not rows(60, again=True).find(table.UNIFORM, 4)

@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub.constants
 import numpy as np
 import pytest
 import yaml
+from conftest import Command, Done
 from PIL import Image
+from pydantic import BaseModel, field_serializer
 
-from autodiffusion import Plan
-from autodiffusion.cli import main
+from autodiffusion import Plan, cli
 from autodiffusion.reference import load as load_reference
 
 TESTS = Path(__file__).parent
@@ -32,50 +28,6 @@ FEW = (
     "--samples 24 --confirm-samples 60 --strategy evolution --population 6 --generations 3 --parents 3 --mutations 3 "
     "--crossovers 1"
 )
-ANSI = re.compile(r"\x1b")
-
-
-@dataclass(frozen=True)
-class Done:
-    """What a command left: its exit status and what it printed."""
-
-    status: int
-    out: str
-    err: str
-
-
-Command = Callable[[str], Done]
-
-
-@pytest.fixture
-def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs ``autodiffusion`` with these arguments in an empty folder, in this process."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    for name in ("FORCE_COLOR", "COLUMNS", "TTY_COMPATIBLE"):
-        monkeypatch.delenv(name, raising=False)
-
-    def run(line: str) -> Done:
-        monkeypatch.setattr(sys, "argv", ["autodiffusion", *shlex.split(line)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main()
-        assert isinstance(caught.value.code, int)
-        done = Done(caught.value.code, *capsys.readouterr())
-        assert not ANSI.search(done.out + done.err)
-        return done
-
-    return run
-
-
-@pytest.fixture
-def plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Searches without picture and report, which take longer than all the rest."""
-    module = import_module("autodiffusion.loop")
-    monkeypatch.setattr(module, "report", lambda folder: None)
-    monkeypatch.setattr(module, "_picture", lambda *parts: None)
 
 
 @pytest.fixture
@@ -162,7 +114,8 @@ def test_sample_draws_a_square_and_two_beside_each_other(command: Command) -> No
 
 def test_sample_is_the_same_for_the_same_seed(command: Command) -> None:
     drawn = []
-    for name, options in [("a", ""), ("b", "--batch-size 2"), ("c", "--seed 1"), ("d", "--compare uniform:2")]:
+    Plan.of("ddim", [60.0, 20.0]).save("plan")
+    for name, options in [("a", ""), ("b", "--batch-size 2"), ("c", "--seed 1"), ("d", "--compare plan")]:
         assert command(f"sample karras:3 --model small:model -n 6 --out {name}.png {options}").status == 0
         drawn.append(np.asarray(Image.open(f"{name}.png")))
     assert np.array_equal(drawn[0], drawn[1])
@@ -390,6 +343,10 @@ BAD_COMMANDS = {
     "other to compare": ("sample uniform:3 --model small:model --out a.png --compare unifrom", "mean 'uniform'"),
     "not npz": ("reference cut.npz --model small:model --out ref.npy", "must end in .npz"),
     "cut source": ("reference cut.npz --model small:model --out ref.npz", "is not a complete .npz file"),
+    "no device for features": (
+        "reference cut.npz --features small:features --device nonsense --out ref.npz",
+        "device 'nonsense' cannot be used",
+    ),
     "teacher of nobody": ("reference teacher:5 --out ref.npz", "needs --model"),
     "layers of a function": ("layers small:model", "network of small is a function"),
     "no run": ("report .", "holds no search"),
@@ -442,13 +399,22 @@ def test_warnings_are_one_line(command: Command, real_images: Path) -> None:
 # as a process of its own
 
 
-def process(line: str, folder: Path, **options: Any) -> subprocess.Popen[str]:
+def process(line: str, folder: Path) -> subprocess.Popen[str]:
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     # where the tests are run from, the package may be found by a relative path
     environment["PYTHONPATH"] = os.pathsep.join(str(Path(place).resolve()) for place in sys.path if place)
     arguments = [sys.executable, "-m", "autodiffusion", *shlex.split(line)]
     pipe = subprocess.PIPE
-    return subprocess.Popen(arguments, cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True, **options)
+    return subprocess.Popen(
+        arguments,
+        cwd=folder,
+        env=environment,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        # tests that run in the background ignore it, and so would this
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def test_an_unknown_model_is_one_line_for_a_shell_too(tmp_path: Path) -> None:
@@ -473,7 +439,7 @@ def test_an_interrupted_search_says_how_to_go_on(command: Command, real_images: 
             time.sleep(0.01)
         running.send_signal(signal.SIGINT)
         out, err = running.communicate(timeout=60)
-    assert running.returncode == 130
+    assert running.returncode == 130, err
     assert out == ""
     assert "Traceback" not in err
     before = ledger.read_bytes()
@@ -487,6 +453,22 @@ def test_an_interrupted_search_says_how_to_go_on(command: Command, real_images: 
     events = [json.loads(event) for event in after.splitlines()]
     assert [event["generation"] for event in events if event["event"] == "scores"] == list(range(40))
     assert Plan.load(ledger.with_name("plan.json")).origin["metric"] == "fid"
+
+
+def test_an_interruption_that_a_serializer_wraps(
+    monkeypatch: pytest.MonkeyPatch, command: Command, tmp_path: Path
+) -> None:
+    # pydantic raises a PydanticSerializationError from the KeyboardInterrupt that lands in a serializer of a plan
+    class Interrupted(BaseModel):
+        steps: int = 4
+
+        @field_serializer("steps")
+        def stop(self, _: int) -> int:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", lambda **_: Interrupted().model_dump())
+    done = command("search mnist")
+    assert (done.status, done.out, done.err) == (130, "", "interrupted; to go on: autodiffusion search mnist\n")
 
 
 # a bar on a terminal, lines elsewhere

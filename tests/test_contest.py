@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -14,10 +15,12 @@ from typer.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from autodiffusion import InputError, Plan, Settings
+from autodiffusion import InputError, Model, Plan, RunError, Settings
 from autodiffusion.cli import app
 from autodiffusion.contest import LOOKS, search_solvers
+from autodiffusion.costs import Costs
 from autodiffusion.loop import Result, search
+from autodiffusion.several import search_several
 from autodiffusion.study import LEDGER, read_events
 from bench.models import reference_of
 
@@ -131,10 +134,69 @@ def test_a_budget_holds_for_all_together(real_images: Path, tmp_path: Path) -> N
         assert 0.4 * 20_000 < total <= 20_000
 
 
+def test_a_strategy_without_an_end_of_its_own_is_stopped_by_what_it_plans(real_images: Path, tmp_path: Path) -> None:
+    few = {"population": 4, "generations": 5, "parents": 2, "mutations": 2, "crossovers": 1}
+    given = GIVEN | {"reference": str(real_images), "strategy": "evolution", "strategy_options": few}
+    [winner] = search_solvers(["ddim", "dpm_solver++", "plms"], tmp_path, **given)
+    counts = {name: len(_scores(tmp_path / name)) for name in ("ddim", "dpm_solver++", "plms")}
+    assert counts.pop(winner) == 20
+    assert sorted(counts.values()) == [4, 8]  # at 15 % the first generation alone, at 40 % two
+
+
+def test_layers_are_measured_once_for_all_solvers(
+    real_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another measurement would allow other plans, and the search of before not go on."""
+    measured: list[int] = []
+
+    def layer_times(model: Model, batch_size: int) -> Costs:
+        measured.append(batch_size)
+        share = 0.9 / len(model.layers)
+        return Costs("ms", float(len(measured)), tuple(share * len(measured) for _ in model.layers))
+
+    monkeypatch.setattr("autodiffusion.timing.layer_times", layer_times)
+    few = {"population": 4, "generations": 3, "parents": 2, "mutations": 2, "crossovers": 1}
+    given = GIVEN | {
+        "model": "small:layered_model",
+        "reference": str(real_images),
+        "layers": True,
+        "max_cost": "2.5 ms",
+    }
+    for _ in range(2):
+        found = search_solvers(["ddim", "euler"], tmp_path, strategy="evolution", strategy_options=few, **given)
+        assert all(result.plan.origin["cost"]["ms"] <= 2.5 for result in found.values())
+    assert len(measured) == 1
+
+
+@pytest.mark.parametrize("options", [{"solver_options": None}, {"free_numbers": None, "starts": None}], ids=str)
+def test_none_counts_as_not_given(real_images: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    given = GIVEN | {"reference": str(real_images), "budget": 8000}
+    plain = search_solvers(["pfdiff", "gls"], tmp_path / "plain", **given)
+    assert search_solvers(["pfdiff", "gls"], tmp_path / "none", **given | options)["gls"].rows == plain["gls"].rows
+
+
+def test_a_budget_that_scores_nothing(real_images: Path, tmp_path: Path) -> None:
+    given = GIVEN | {"reference": str(real_images), "samples": 20, "budget": 3000}
+    with pytest.raises(RunError, match=r"no candidate of any solver has a score; .* or the budget is too small"):
+        search_solvers(["ddim", "gls"], tmp_path, **given)
+
+
+@pytest.mark.parametrize("budget", ["many", [1], math.nan, math.inf, 1.5, -1])
+def test_budgets_that_are_none(tmp_path: Path, budget: Any) -> None:
+    options = {name: value for name, value in GIVEN.items() if name != "steps"} | {"budget": budget}
+    with pytest.raises(InputError, match="settings: budget: "):
+        search_solvers(["ddim", "plms"], tmp_path / "run", steps=3, **options)
+    with pytest.raises(InputError, match="settings: budget: "):
+        search_several([2, 3], tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("solvers", "options", "message"),
     [
         (["gls"], {}, "names no other than gls"),
+        (["ddim", "gls"], {"free_numbers": False}, "gls searches free numbers alone; leave it out"),
+        (["ddim", "lcm", "gls"], {}, "gls cannot go on from lcm: solver gls: plain = lcm draws noise"),
         (["ddim", "ddmi"], {}, "solver 'ddmi' is unknown .did you mean 'ddim'"),
         (["ddim", "gls"], {"layers": True}, "gls does not leave out layers"),
         (["heun", "ddim"], {"steps": 1, "free_end": True}, "solver heun needs more network evaluations than 1"),

@@ -9,10 +9,10 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from conftest import Command
 from torch import Tensor, nn
 
 from autodiffusion import features
-from autodiffusion.cli import main
 from autodiffusion.errors import InputError
 from autodiffusion.features import Extractor, Features
 from autodiffusion.reference import load as load_reference
@@ -240,7 +240,7 @@ def test_inception_from_a_file_takes_grey_and_colour(tmp_path: Path, monkeypatch
 
 @pytest.mark.usefixtures("fidelity")
 def test_a_reference_batch_becomes_a_reference_with_the_features_of_its_images(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.save({}, tmp_path / "weights.pth")
     monkeypatch.setenv("AUTODIFFUSION_INCEPTION", str(tmp_path / "weights.pth"))
@@ -248,12 +248,8 @@ def test_a_reference_batch_becomes_a_reference_with_the_features_of_its_images(
     some = images(5, 3, 8, 8)
     np.savez(tmp_path / "VIRTUAL.npz", arr_0=some.permute(0, 2, 3, 1).numpy(), **arrays)
     out = tmp_path / "own.npz"
-    monkeypatch.setattr(sys, "argv", ["autodiffusion", "reference", str(tmp_path / "VIRTUAL.npz"), "--out", str(out)])
-    with pytest.raises(SystemExit) as caught:
-        main()
-    printed = capsys.readouterr()
-    assert (caught.value.code, printed.err) == (0, "")
-    assert printed.out == f"{out}: 2048 dimensions, features of 5 images\n"
+    done = command(f"reference VIRTUAL.npz --out {out}")
+    assert done == (0, f"{out}: 2048 dimensions, features of 5 images\n", "")
     found = load_reference(out, features.load("inception"))
     assert torch.equal(found.vectors, features.load("inception")(some).vectors)
     np.testing.assert_array_equal(found.sigma, arrays["sigma"])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from autodiffusion.errors import InputError
+from autodiffusion.free import FreeNumber
 from autodiffusion.names import known, resolve
 from autodiffusion.plan import Plan, Step
 from autodiffusion.schedule import NoiseSchedule
@@ -100,6 +101,20 @@ def test_older_predictions_and_scale() -> None:
     got = solve(gls, wavy, z, times, params=[{}, {}, last])
     change = 0.5 * (said[2] - said[1]) - 0.25 * (said[2] - said[0]) + 0.1 * said[2]
     assert torch.allclose(got, plain + change, rtol=1e-10)
+
+
+@pytest.mark.parametrize("plain", ["ddim", "heun", "dpm_solver++", "unipc"])
+def test_later_steps_go_on_from_where_an_offset_led(plain: str) -> None:
+    """With a network that always says the same clean data, the noise stays as it is after the step that changes it."""
+    z, said = normal(2, 3), normal(2, 3, seed=1)
+
+    def network(x: Tensor, t: float) -> Tensor:
+        return (x - SCHEDULE.alpha(t) * said) / SCHEDULE.sigma(t)
+
+    params: list[dict[str, float]] = [{"noise": 0.7}, *({} for _ in TIMES[1:])]
+    got = solve(build("gls", SCHEDULE, {"plain": plain}), network, z, TIMES, 20, params=params)
+    epsilon = 0.3 * network(z, TIMES[0]) + 0.7 * z
+    assert torch.allclose(got, SCHEDULE.alpha(20) * said + SCHEDULE.sigma(20) * epsilon, rtol=1e-9)
 
 
 def test_dpm_solver_of_order_2_is_ddim_with_extrapolation() -> None:
@@ -197,6 +212,16 @@ def test_every_free_number_matters(name: str, end: float | None) -> None:
             params: list[dict[str, float]] = [{} for _ in TIMES]
             params[i] = {number.name: number.high}
             assert float((solve(solver, wavy, x, TIMES, end, params=params) - plain).abs().max()) > 1e-6
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "plain"), [(1, 0, 0.5), (0, 1, 2), (1, 1, 1), (math.nan, 1, 0), (0, math.inf, 0)]
+)
+def test_impossible_free_numbers(low: float, high: float, plain: float) -> None:
+    with pytest.raises(
+        InputError, match=r"free number 'carry': .*; give rising finite bounds and a plain value within"
+    ):
+        FreeNumber("carry", low, high, plain)
 
 
 # in plans

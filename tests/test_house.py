@@ -43,21 +43,21 @@ def relative(path: Path) -> str:
 HEAVY = {"diffusers", "transformers", "matplotlib", "scipy", "typer", "rich", "torchvision", "torch_fidelity", "optuna"}
 
 
-def loaded_after(statement: str) -> set[str]:
-    """The modules in a fresh interpreter after ``statement``."""
-    code = f"{statement}\nimport sys\nprint(*sys.modules, sep='\\n')"
+def loaded_by(statement: str, after: str) -> set[str]:
+    """The modules that ``statement`` brings into a fresh interpreter that has run ``after``."""
+    code = (
+        f"{after}\nimport sys\nbefore = set(sys.modules)\n{statement}\nprint(*(set(sys.modules) - before), sep='\\n')"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return set(done.stdout.split())
 
 
 def test_import_brings_nothing_heavy() -> None:
     # torch alone is 1,100 modules and what comes with it is free; diffusers would be 1,200 more, scipy.stats 700
-    with_torch = loaded_after("import torch")
-    ours = loaded_after("import torch, autodiffusion")
-    assert "autodiffusion" in ours
-    added = {name.partition(".")[0] for name in ours - with_torch}
-    assert not added & HEAVY
-    assert len(ours - with_torch) < 200
+    added = loaded_by("import autodiffusion", after="import torch")
+    assert "autodiffusion" in added
+    assert not {name.partition(".")[0] for name in added} & HEAVY
+    assert len(added) < 200
 
 
 # files
@@ -157,6 +157,53 @@ def test_such_places_are_seen(text: str) -> None:
 @pytest.mark.parametrize("text", ["network/layers", "the noise is shared by all plans", "runs/work/1", "homes"])
 def test_ordinary_words_pass(text: str) -> None:
     assert not PLACES.search(text)
+
+
+# the measurements
+
+COMMAND = re.compile(r"python (-m bench\.\w+|bench/\w+\.py)")
+SCRIPTS = [path for path in python_files(ROOT / "bench") if "__main__" in path.read_text()]
+DOCUMENTED = sorted(
+    {m[1] for path in written_files() if path.suffix in (".py", ".md") for m in COMMAND.finditer(path.read_text())}
+)
+
+
+def test_no_module_hides_one_of_the_standard_library() -> None:
+    """A script's own folder comes first where Python looks for modules."""
+    names = {path.stem for path in python_files(*(ROOT / name for name in ("bench", "training", "tests")))}
+    assert len(names) > 50
+    assert not names & sys.stdlib_module_names
+
+
+def test_every_measurement_says_how_it_is_run() -> None:
+    assert len(SCRIPTS) > 10
+    for path in SCRIPTS:
+        said = {f"-m bench.{path.stem}", f"bench/{path.name}"} & set(COMMAND.findall(path.read_text()))
+        assert len(said) == 1, path
+    assert len(DOCUMENTED) == len(SCRIPTS)
+
+
+@pytest.mark.parametrize("file", [command for command in DOCUMENTED if command.startswith("bench/")])
+def test_a_measurement_runs_by_its_file(file: str) -> None:
+    done = subprocess.run([sys.executable, file, "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage:")
+
+
+def test_measurements_run_as_modules() -> None:
+    """All of them in one interpreter, which imports torch once."""
+    names = [command.removeprefix("-m ") for command in DOCUMENTED if command.startswith("-m ")]
+    code = """
+import runpy, sys
+for name in sys.argv[1:]:
+    sys.argv = [name, "--help"]
+    try:
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        print("END", name, end.code)
+"""
+    done = subprocess.run([sys.executable, "-c", code, *names], cwd=ROOT, capture_output=True, text=True)
+    assert re.findall(r"^END (\S+) (\S+)", done.stdout, re.MULTILINE) == [(name, "0") for name in names], done.stderr
 
 
 # the pins

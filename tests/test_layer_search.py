@@ -6,16 +6,15 @@ import itertools
 import json
 import shutil
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import small
+from conftest import Command
 
 from autodiffusion import InputError, Plan, RunError, Settings, Step, search
-from autodiffusion.cli import main
 from autodiffusion.costs import Costs, MaxCost, priced
 from autodiffusion.job import Job
 from autodiffusion.layered import LayeredSpace
@@ -50,11 +49,8 @@ def settings(images: Path, **given: Any) -> Settings:
 
 
 @pytest.fixture
-def run(real_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Search:
-    """Searches the small model with layers; without pictures and report."""
-    module = import_module("autodiffusion.loop")
-    monkeypatch.setattr(module, "report", lambda folder: None)
-    monkeypatch.setattr(module, "_picture", lambda *parts: None)
+def run(real_images: Path, tmp_path: Path, plain: None) -> Search:
+    """Searches the small model with layers."""
 
     def searched(folder: str = "run", **given: Any) -> Result:
         return search(settings(real_images, **given), tmp_path / folder)
@@ -111,7 +107,7 @@ def test_budgets_are_read(text: str, amount: float, unit: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "60", "-5%", "0 layers", "0%", "5 seconds", "1e3 MACs", "nan ms", "9" * 400 + "%"]
+    "text", ["", "60", "-5%", "0 layers", "0%", "5 seconds", "1e3 MACs", "nan ms", "9" * 400 + "%", f"1{'0' * 307} %"]
 )
 def test_what_is_no_budget(text: str) -> None:
     with pytest.raises(InputError, match=r"^search: max_cost '.*' is not a cost; give one such as 60%, 232 layers"):
@@ -120,6 +116,7 @@ def test_what_is_no_budget(text: str) -> None:
 
 def test_costs_are_printed_for_people() -> None:
     assert priced({"layers": 1232, "macs": 1.234e9, "ms": 35.26}) == "1,232 layers, 1.23 GMACs, 35.3 ms"
+    assert priced({"macs": 999_999, "ms": 12_345.6}) == "1,000 kMACs, 12,346 ms"
     assert [priced({"macs": macs}) for macs in (0, 7, 1472, 2e6)] == ["0 MACs", "7 MACs", "1.47 kMACs", "2 MMACs"]
 
 
@@ -448,10 +445,10 @@ def test_replaying_gives_the_same_search() -> None:
     def distance(plan: Plan) -> float:
         return float(sum(plan.times)) + sum(len(step.skip) for step in plan.steps)
 
-    whole = generations(layers, 4, distance)
-    chosen = {"generations": 15, "population": 30, "mutations": 15, "crossovers": 6}
+    few = {"generations": 9, "population": 12, "mutations": 6, "crossovers": 3}
+    whole = generations(layers, 4, distance, **few)
     space = layers.spaces[4]
-    resumed = build("evolution", space, [space.named("uniform", SCHEDULE)], 0, chosen, layers)
+    resumed = build("evolution", space, [space.named("uniform", SCHEDULE)], 0, few, layers)
     for plans in whole:
         assert resumed.ask() == plans
         resumed.tell([(plan, distance(plan)) for plan in plans])
@@ -487,6 +484,7 @@ def test_presets_with_layers() -> None:
         ({"min_steps": 5}, "settings: min_steps = 5 is above steps = 4; give at most that"),
         ({"max_steps": 3}, "settings: max_steps = 3 is below steps = 4; give at least that"),
         ({"max_steps": 101}, "steps = 101 do not fit: "),
+        ({"max_steps": 10**15}, "steps = 1000000000000000 do not fit: "),
         (
             {"model": "small:model"},
             "network of small is a function; name the torch module that it calls (Model(..., module=...))",
@@ -534,26 +532,7 @@ def test_a_search_too_short_for_the_second_stage(run: Search) -> None:
 # what is said
 
 
-@pytest.fixture
-def command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[[str], tuple[int, str, str]]:
-    monkeypatch.chdir(tmp_path)
-
-    def invoked(line: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["autodiffusion", *line.split()])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main()
-        assert isinstance(caught.value.code, int)
-        return (caught.value.code, *capsys.readouterr())
-
-    return invoked
-
-
-def test_the_command_says_what_is_left_out_and_what_it_costs(
-    command: Callable[[str], tuple[int, str, str]], real_images: Path
-) -> None:
+def test_the_command_says_what_is_left_out_and_what_it_costs(command: Command, real_images: Path) -> None:
     options = " ".join(f"--strategy-option {name}={value}" for name, value in FEW.items())
     common = f"search --model small:layered_model --features small:features --reference {real_images} --steps 4"
     line = common.replace("--model ", "") + f" --samples 24 --confirm-samples 48 --strategy evolution {options}"
@@ -577,9 +556,7 @@ def test_the_command_says_what_is_left_out_and_what_it_costs(
 
 
 @pytest.mark.parametrize("verb", ["sample", "evaluate"])
-def test_plans_for_another_network_are_refused(
-    command: Callable[[str], tuple[int, str, str]], real_images: Path, tmp_path: Path, verb: str
-) -> None:
+def test_plans_for_another_network_are_refused(command: Command, real_images: Path, tmp_path: Path, verb: str) -> None:
     plan = saved(tmp_path / "plan.json", [50, 20], [{7}, set()])
     more = "--out grid.png" if verb == "sample" else f"--features small:features --reference {real_images}"
     for model, reason in (

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -14,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import Command
 from diffusers import (
     DiTTransformer2DModel,
     FluxTransformer2DModel,
@@ -30,7 +29,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from autodiffusion import InputError, Model, NoiseSchedule, Plan, Step
-from autodiffusion.cli import main
 from autodiffusion.layers import _base, register
 from autodiffusion.layers.transformer import joined_streams
 from autodiffusion.sampling import Cost, stretches, walk
@@ -678,25 +676,6 @@ def factory() -> Model:
 def function() -> Model:
     """A model whose network is a function."""
     return Model(lambda x, t, label: x, SCHEDULE, (1, 3, 4))
-
-
-Command = Callable[[str], tuple[int, str, str]]
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs ``autodiffusion`` with these arguments in this process: exit status, output and errors."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-
-    def run(line: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["autodiffusion", *line.split()])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        assert isinstance(caught.value.code, int)
-        return caught.value.code, *capsys.readouterr()
-
-    return run
 
 
 def test_the_command_lists_layers(command: Command) -> None:

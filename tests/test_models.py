@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import math
 import shutil
 import subprocess
 import sys
@@ -217,6 +218,11 @@ def test_guidance_needs_a_null_class(conditional: tuple[Path, UNet2DModel], pipe
     assert "--null-class" in refused(folder, guidance_scale=2.0)
     assert "null class" in refused(pipeline, guidance_scale=2.0)
     assert "--null-class" in refused("small:model", guidance_scale=2.0)
+
+
+@pytest.mark.parametrize("scale", [math.nan, math.inf])
+def test_guidance_is_finite(conditional: tuple[Path, UNet2DModel], scale: float) -> None:
+    assert "guidance_scale" in refused(conditional[0], guidance_scale=scale, null_class=4)
 
 
 @pytest.mark.parametrize("options", [{"classes": 6}, {"null_class": 5}, {"classes": 4, "null_class": 3}])

@@ -7,7 +7,7 @@ import functools
 import re
 import runpy
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from diffusers import (
     UNet2DModel,
     VQModel,
 )
+from tiny_pipelines import Replayed, apart, free_plan, state_of
 from torch import Tensor
 
 import autodiffusion
@@ -38,9 +39,10 @@ from autodiffusion import Applied, InputError, Model, NoiseSchedule, Plan, Step,
 from autodiffusion.grids import grid
 from autodiffusion.layers._switch import LeftOut
 from autodiffusion.names import known
-from autodiffusion.plan_scheduler import PlanScheduler, _turns, _users
+from autodiffusion.plan_scheduler import PlanScheduler
 from autodiffusion.sampling import Beginnings, Cost, walk
 from autodiffusion.solvers import State, build
+from autodiffusion.turns import _turns, _users
 
 # what diffusers says about its own code
 pytestmark = [
@@ -124,17 +126,6 @@ def call(pipe: Any, batch: int = 2, seed: int = 0, **options: Any) -> tuple[Tens
     return seen[-1][:batch], images
 
 
-class Replayed(Model):
-    """A model whose noise is what a pipeline draws from its generator, or else from torch's own."""
-
-    generator: torch.Generator | None = None
-    copies = 1
-
-    def noise(self, indices: Sequence[int], seed: int, stream: int = 0) -> Tensor:
-        shape = (self.copies * len(indices), *self.shape)
-        return torch.randn(shape, generator=self.generator, dtype=self.dtype)[: len(indices)]
-
-
 def ours(pipe: Any, plan: Plan, batch: int = 2, seed: int = 0, schedule: NoiseSchedule | None = None) -> Tensor:
     """The same samples from our own loop, on a model written here."""
     network, config = denoiser(pipe), pipe.scheduler.config
@@ -160,23 +151,10 @@ def ours(pipe: Any, plan: Plan, batch: int = 2, seed: int = 0, schedule: NoiseSc
     return x
 
 
-def apart(x: Tensor, reference: Tensor) -> float:
-    return float((x - reference).abs().max() / reference.abs().max())
-
-
 def plans(name: str) -> Iterator[Plan]:
     """Plans of a solver: whole and plain; with layers left out, free numbers and clipping."""
     yield Plan.of(name, TIMES)
-    free = build(name, NoiseSchedule.linear()).free(len(TIMES))
-    yield Plan(
-        solver=name,
-        solver_options={"clip": True},
-        steps=tuple(
-            Step(t=t, skip=skip, params={number.name: 0.21 for number in open_here})
-            for t, skip, open_here in zip(TIMES, ({1}, {0, 2}, set(), {2}), free, strict=True)
-        ),
-        end=20.0,
-    )
+    yield free_plan(name, TIMES, end=20.0, clip=True)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -308,18 +286,10 @@ def test_dpm_solver_pp_is_the_stock_scheduler(order: int) -> None:
 # given back
 
 
-def state_of(pipe: Any) -> tuple[Any, ...]:
-    network = denoiser(pipe)
-    classes = [type(module) for module in network.modules()]
-    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in network.modules()]
-    own = [sorted(vars(module)) for module in network.modules()]
-    return pipe.scheduler, classes, hooks, own, dict(pipe.config)
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_removing_gives_the_pipeline_back(family: str) -> None:
     pipe = pipeline(family)
-    before, (sample, images) = state_of(pipe), call(pipe, num_inference_steps=5)
+    before, (sample, images) = state_of(pipe, denoiser(pipe)), call(pipe, num_inference_steps=5)
     for plan in plans("gls"):
         applied = apply(plan, pipe)
         assert isinstance(applied, Applied)
@@ -331,16 +301,14 @@ def test_removing_gives_the_pipeline_back(family: str) -> None:
         again, more = call(pipe, num_inference_steps=5)
         assert torch.equal(again, sample)
         assert (more == images).all()
-        after = state_of(pipe)
-        assert after[0] is before[0]
-        assert after[1:] == before[1:]
+        assert state_of(pipe, denoiser(pipe)) == before
     assert not len(_turns)
     assert not len(_users)
 
 
 def test_a_network_that_fails_leaves_nothing_behind() -> None:
     pipe = pipeline("ddpm")
-    before, whole = state_of(pipe), call(pipe, num_inference_steps=3)[0]
+    before, whole = state_of(pipe, denoiser(pipe)), call(pipe, num_inference_steps=3)[0]
     *_, plan = plans("heun")
     calls = []
 
@@ -361,7 +329,7 @@ def test_a_network_that_fails_leaves_nothing_behind() -> None:
         x = torch.zeros(1, 3, 8, 8)
         assert torch.equal(pipe.unet(x, 5).sample, unet()(x, 5).sample)  # between calls it is whole
         assert torch.equal(call(pipe)[0], expected)
-    assert state_of(pipe)[1:] == before[1:]
+    assert state_of(pipe, denoiser(pipe)) == before
     assert torch.equal(call(pipe, num_inference_steps=3)[0], whole)
 
 
@@ -460,7 +428,7 @@ def test_two_pipelines_in_turns() -> None:
             for i, t in enumerate(times):
                 if t is not None:
                     said = pipes[i].unet(samples[i], t).sample
-                    [samples[i]] = pipes[i].scheduler.step(said, t, samples[i], return_dict=False)
+                    samples[i] = pipes[i].scheduler.step(said, t, samples[i], return_dict=False)[0]
     assert all(apart(sample, x) < 1e-4 for sample, x in zip(samples, wanted, strict=True))
 
 
@@ -527,7 +495,7 @@ def test_timesteps_by_name() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             pipe.scheduler.set_timesteps(timesteps=[900, 650, 650, 300, 120], device="cpu")
-        with pytest.warns(UserWarning, match="other timesteps is not followed: the plan asks the network 5 times"):
+        with pytest.warns(UserWarning, match="other timesteps are not followed: the plan asks the network 5 times"):
             pipe.scheduler.set_timesteps(timesteps=[900, 300])
         assert pipe.scheduler.timesteps.tolist() == [900, 650, 650, 300, 120]
 
@@ -604,10 +572,13 @@ def test_the_scheduler_refuses_what_it_cannot_follow() -> None:
             scheduler.step(x, 900, x)
         scheduler.set_timesteps(4)
         with pytest.raises(InputError, match=r"the pipeline begins at t = 650, the plan at 900"):
-            scheduler.step(x, 650, x)  # image-to-image
+            scheduler.step(x, 650, x)
+        scheduler.set_timesteps(4)
         after = scheduler.step(x, 900, x).prev_sample
-        with pytest.raises(InputError, match="changes the sample between steps"):
-            scheduler.step(x, 650, after + 0.1)  # inpainting
+        with pytest.raises(InputError, match="was changed between two steps"):
+            scheduler.step(x, 650, after + 0.1)
+        scheduler.set_timesteps(4)
+        after = scheduler.step(x, 900, x).prev_sample
         for t in (650, 300, 120):
             after = scheduler.step(x, t, after.clone()).prev_sample
         with pytest.raises(InputError, match="at its end"):

@@ -166,6 +166,14 @@ def test_everything_else_is_identity(change: dict[str, Any]) -> None:
     assert other.digest != example().digest
 
 
+def test_a_copy_that_differs_has_a_digest_of_its_own() -> None:
+    plan = example()
+    digest, steps = plan.digest, plan.steps
+    for changed in (plan.model_copy(update={"solver": "plms"}), plan.tuned([{"a": 0.5}] * len(steps)), plan.leaving()):
+        assert changed.digest == Plan.from_json(changed.to_json()).digest != digest
+    assert plan.with_origin(model="m").digest == plan.digest == digest
+
+
 def test_not_equal_to_other_things() -> None:
     assert example() != example().digest
     assert example() != example().model_dump()

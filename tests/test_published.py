@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import math
 import re
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import Command
+from diffusers.schedulers import AysSchedules
 from safetensors.torch import load_file
 from test_adm import Plain, Residual, SelfAttention
 
 from autodiffusion import InputError, NoiseSchedule, Plan, Settings
-from autodiffusion.cli import main
 from autodiffusion.job import Job
 from autodiffusion.layers import find
 from autodiffusion.models._adm import ADM, empty_adm_unet
@@ -43,6 +42,8 @@ SCRIPTS = {
     "adm-g/imagenet64/6/random": "[94, 834, 217, 944, 574, 354]",
     "adm-g/imagenet64/10/layers": "[744, 137, 647, 856, 305, 441, 676, 572, 971, 85]",
 }
+ALIGNED = {"ays/sd/10": "StableDiffusionTimesteps", "ays/sdxl/10": "StableDiffusionXLTimesteps"}
+"""Plans of diffusers' collection, and the lists there."""
 NAMES = {
     "ADM-G + DDIM": "adm-g/imagenet64/{}",
     "Stable Diffusion + PLMS": "sd-v1-4/coco/{}/plms",
@@ -79,6 +80,15 @@ def test_times_of_the_scripts_are_those_printed(name: str) -> None:
     assert published()[name].origin["source"].startswith("script")
 
 
+@pytest.mark.parametrize("name", ALIGNED)
+def test_times_of_align_your_steps_are_those_of_diffusers(name: str) -> None:
+    plan = published()[name]
+    assert list(plan.times) == AysSchedules[ALIGNED[name]]
+    assert plan.origin["source"].endswith(f", {ALIGNED[name]}")
+    assert "names no solver" in plan.origin["assumed"]
+    assert plan.end is None
+
+
 @pytest.mark.parametrize("line", TABLE_6.splitlines())
 def test_layers_are_those_printed(line: str) -> None:
     sets, steps, n_max = line.split("\t")
@@ -104,7 +114,7 @@ def test_the_nine_layers_leave_at_676() -> None:
 
 def test_every_plan_is_of_a_row_or_a_script() -> None:
     layered = [f"adm-g/imagenet64/{line.split(chr(9))[1]}/layers" for line in TABLE_6.splitlines()]
-    assert sorted(published()) == sorted({*(name for name, _, _ in ROWS), *SCRIPTS, *layered})
+    assert sorted(published()) == sorted({*(name for name, _, _ in ROWS), *SCRIPTS, *layered, *ALIGNED})
     for name, plan in published().items():
         assert plan.origin["published"] == name
         assert Plan.from_json(plan.to_json()) == plan
@@ -155,26 +165,9 @@ def test_layer_numbers_of_the_imagenet_network_are_the_references() -> None:
 
 # Wherever a plan is asked for
 
-Run = Callable[[str], tuple[int, str, str]]
 
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs ``autodiffusion`` with these arguments in an empty folder: exit status, output, errors."""
-    monkeypatch.chdir(tmp_path)
-
-    def command(line: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["autodiffusion", *line.split()])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        printed = capsys.readouterr()
-        return int(caught.value.code or 0), printed.out, printed.err
-
-    return command
-
-
-def test_plans_lists_them(run: Run) -> None:
-    status, out, err = run("plans")
+def test_plans_lists_them(command: Command) -> None:
+    status, out, err = command("plans")
     assert (status, err) == (0, "")
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
     assert [row[0] for row in rows] == list(published())
@@ -185,16 +178,16 @@ def test_plans_lists_them(run: Run) -> None:
     assert [row for row in table if len(row) == 5] == rows
 
 
-def test_plans_lists_them_as_json(run: Run) -> None:
-    status, out, _ = run("plans --json")
+def test_plans_lists_them_as_json(command: Command) -> None:
+    status, out, _ = command("plans --json")
     assert status == 0
     entries = {entry["name"]: entry for entry in json.loads(out)}
     assert {name: Plan.model_validate(entry["plan"]) for name, entry in entries.items()} == published()
     assert all(entry["source"] == published()[name].origin for name, entry in entries.items())
 
 
-def test_plans_shows_one(run: Run) -> None:
-    status, out, _ = run("plans adm-g/imagenet64/10/layers")
+def test_plans_shows_one(command: Command) -> None:
+    status, out, _ = command("plans adm-g/imagenet64/10/layers")
     first, second, third = out.splitlines()
     assert status == 0
     assert first == "ddim at 971, 856, 744, 676, 647, 572, 441, 305, 137, 85"
@@ -202,26 +195,28 @@ def test_plans_shows_one(run: Run) -> None:
     assert json.loads(third.removeprefix("from ")) == published()["adm-g/imagenet64/10/layers"].origin
 
 
-def test_a_published_plan_is_resampled(run: Run) -> None:
-    assert run("plans sd-v1-4/coco/4/dpm_solver++ --resample 6 --out six.json")[0] == 0
+def test_a_published_plan_is_resampled(command: Command) -> None:
+    assert command("plans sd-v1-4/coco/4/dpm_solver++ --resample 6 --out six.json")[0] == 0
     assert len(Plan.load("six.json").steps) == 6
 
 
-@pytest.mark.parametrize("name", ["adm-g/imagenet64/4", "sd-v1-4/coco/4/plms", "sd-v1-4/coco/4/dpm_solver++"])
-def test_evaluate_takes_a_name(run: Run, name: str) -> None:
-    status, out, _ = run(f"evaluate {name} --model mnist --samples 8 --json")
+@pytest.mark.parametrize(
+    "name", ["adm-g/imagenet64/4", "sd-v1-4/coco/4/plms", "sd-v1-4/coco/4/dpm_solver++", "ays/sd/10"]
+)
+def test_evaluate_takes_a_name(command: Command, name: str) -> None:
+    status, out, _ = command(f"evaluate {name} --model mnist --samples 8 --json")
     found = json.loads(out)
     assert (status, Plan.model_validate(found["plan"])) == (0, published()[name])
-    assert found["nfe"] == (5 if "plms" in name else 4)
+    assert found["nfe"] == (5 if "plms" in name else len(published()[name].steps))
 
 
-def test_sample_takes_names(run: Run) -> None:
-    line = "sample adm-g/imagenet64/4 --model mnist -n 4 --compare sd-v1-4/coco/4/plms --out grid.png"
-    assert run(line) == (0, "grid.png\n", "")
+def test_sample_takes_names(command: Command) -> None:
+    line = "sample ays_sdxl:4 --model mnist -n 4 --compare sd-v1-4/coco/4/plms --out grid.png"
+    assert command(line) == (0, "grid.png\n", "")
 
 
 def test_a_search_starts_from_names() -> None:
-    names = ["adm-g/imagenet64/4", "sd-v1-4/coco/6/plms", "adm-g/imagenet64/10/layers"]
+    names = ["adm-g/imagenet64/4", "sd-v1-4/coco/6/plms", "adm-g/imagenet64/10/layers", "ays/sd/10"]
     job = Job.of(Settings.of(model="mnist", steps=4, budget=100_000, starts=["uniform", *names]))
     assert job.starts[names[0]].times == published()[names[0]].times
     assert all(len(plan.steps) == 4 for plan in job.starts.values())
@@ -231,14 +226,23 @@ def test_a_search_starts_from_names() -> None:
     ("line", "told"),
     [
         ("plans adm-g/imagenet64/5", "neither a file nor published (did you mean 'adm-g/imagenet64/"),
+        (f"plans {'a' * 5000}", "neither a file nor published"),
         ("plans --resample 4", "are for one plan"),
+        ("plans --sigmas --schedule linear", "are for one plan"),
+        ("plans ays/sd/10 --sigmas", "depend on the noise schedule; give --model, or --schedule linear"),
+        ("plans ays/sd/10 --sigmas --schedule linaer", "schedule 'linaer' is unknown (did you mean 'linear'?"),
+        ("plans ays/sd/10 --schedule linear", "give --sigmas too"),
+        ("plans ays/sd/10 --sigmas --model mnist --schedule linear", "model 'mnist' takes no --schedule"),
+        ("plans ays_sd --sigmas --schedule linear", "has no number of steps; write ays_sd:4"),
+        ("plans ays_svd:10 --sigmas --schedule scaled_linear", "does not fit a noise schedule of 14.61"),
+        ("evaluate ays_sdd:4 --model mnist", "did you mean 'ays_sd'?"),
         ("evaluate adm-g/imagenet64/5 --model mnist", "no published plan (see autodiffusion plans)"),
         ("evaluate adm-g/imagenet64/4/layers --model mnist", "layer 55 does not exist"),
         ("search mnist --steps 4 --starts adm-g/imagenet64/5 --out run", "is unknown"),
     ],
 )
-def test_what_is_unknown_is_one_line(run: Run, line: str, told: str) -> None:
-    status, out, err = run(line)
+def test_what_is_unknown_is_one_line(command: Command, line: str, told: str) -> None:
+    status, out, err = command(line)
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert told in err
 

@@ -19,7 +19,7 @@ from autodiffusion.features import load as load_features
 from autodiffusion.metrics import Metric, build
 from autodiffusion.racing import Anchor, Lap, Race, counts
 from autodiffusion.reference import Reference
-from autodiffusion.sampling import nfe
+from autodiffusion.sampling import Cost, begin, nfe, walk
 from autodiffusion.strategies import RUNGS, WIDER
 
 SEED = 5
@@ -287,6 +287,23 @@ def test_states_that_are_kept_save_work_and_change_nothing() -> None:
         assert cheap < dear or number == 0
     cost = with_states.evaluator.cost
     assert cost.evaluations + cost.saved == without.evaluator.cost.evaluations + without.evaluator.cost.saved
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpm_solver++", "unipc", "gls"])
+def test_what_states_share_is_counted_once(solver: str) -> None:
+    """All of it stays where the limit is what the different tensors take, and not where it is a byte less."""
+    plans = [Plan.of(solver, times) for times in ([90, 70, 50, 30, 10], [90, 70, 50, 30, 5], [90, 70, 50, 20, 5])]
+
+    def walked(limit: int) -> tuple[int, int]:
+        """How many points stay, and the bytes of their different tensors."""
+        begun = begin(small.model(), range(4), SEED, limit)
+        list(walk(small.model(), plans, range(4), SEED, Cost(), begun=begun))
+        tensors = {id(tensor): tensor for point in begun._points.values() for tensor in point.tensors}
+        return len(begun._points), sum(tensor.nbytes for tensor in tensors.values())
+
+    points, taken = walked(PLENTY)
+    assert points == 8  # the noise and four moves, one other move of the second plan and two of the third
+    assert walked(taken)[0] == points > walked(taken - 1)[0]
 
 
 def test_ticks_are_the_evaluations() -> None:

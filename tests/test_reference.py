@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import Command
 from PIL import Image
 from torch import Tensor, nn
 
 from autodiffusion import features, pictures, reference
 from autodiffusion import npz as npz_reader
-from autodiffusion.cli import main
 from autodiffusion.errors import InputError
 from autodiffusion.features import Extractor, Features
 from autodiffusion.metrics import build, frechet_distance
@@ -217,20 +217,13 @@ def test_spatial_statistics_that_are_unusable(tmp_path: Path, changed: dict[str,
         load(batch(tmp_path / "VIRTUAL.npz", **changed), Extractor(Everything(), "inception"))
 
 
-def test_a_reference_batch_belongs_to_inception(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_reference_batch_belongs_to_inception(command: Command, tmp_path: Path) -> None:
     path = batch(tmp_path / "VIRTUAL.npz")
     with pytest.raises(InputError, match="made with features 'inception', not 'own'"):
         load(path, Extractor(Everything()))  # though the numbers of features agree
-    monkeypatch.setattr(
-        "sys.argv", ["autodiffusion", "evaluate", "uniform:2", "--model", "mnist", "--reference", str(path)]
-    )
-    with pytest.raises(SystemExit) as caught:
-        main()
-    printed = capsys.readouterr()
-    assert (caught.value.code, printed.out, printed.err.count("\n")) == (2, "", 1)
-    assert "was made with features 'inception', not 'mnist'; choose features 'inception'" in printed.err
+    status, out, err = command(f"evaluate uniform:2 --model mnist --reference {path}")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "was made with features 'inception', not 'mnist'; choose features 'inception'" in err
 
 
 @pytest.mark.parametrize("half", [False, True])
@@ -316,6 +309,7 @@ def own(path: Path, **changed: object) -> Path:
     ("make", "message"),
     [
         (lambda p: p, "does not exist; give a folder"),
+        (lambda p: p.with_name("some" + 300 * "a"), "does not exist; give a folder"),
         (lambda p: (p.write_bytes(b"hello"), p)[1], "is not a complete .npz file"),
         (lambda p: (p.write_bytes(b""), p)[1], "is not a complete .npz file"),
         (truncated, "is not a complete .npz file"),

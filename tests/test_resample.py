@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import Command
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from autodiffusion.cli import main
 from autodiffusion.errors import InputError
 from autodiffusion.plan import MAX_STEPS, Plan, Step
 from autodiffusion.resample import resample
@@ -274,27 +272,15 @@ def test_all_that_fit() -> None:
 
 # the verb
 
-Run = Callable[[str], tuple[int, str, str]]
-
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs ``autodiffusion`` with these arguments beside found.json: exit status, output, errors."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
+def run(command: Command) -> Command:
+    """Runs ``autodiffusion`` with these arguments beside found.json."""
     FOUND.save("found.json")
-
-    def command(line: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["autodiffusion", *line.split()])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        printed = capsys.readouterr()
-        return int(caught.value.code or 0), printed.out, printed.err
-
     return command
 
 
-def test_plans_prints_a_plan_and_where_it_came_from(run: Run) -> None:
+def test_plans_prints_a_plan_and_where_it_came_from(run: Command) -> None:
     assert run("plans found.json") == (
         0,
         'ddim at 965, 717, 552, 243\nfrom {"model": "mnist", "metric": "fid", "value": 12}\n',
@@ -304,14 +290,14 @@ def test_plans_prints_a_plan_and_where_it_came_from(run: Run) -> None:
     assert run("plans bare.json") == (0, "plms at 5\n", "")
 
 
-def test_plans_as_json_is_a_list(run: Run) -> None:
+def test_plans_as_json_is_a_list(run: Command) -> None:
     status, out, err = run("plans found.json --json")
     assert (status, out.count("\n"), err) == (0, 1, "")
     [entry] = json.loads(out)
     assert entry == {"name": "found.json", "source": FOUND.origin, "plan": FOUND.model_dump(mode="json")}
 
 
-def test_plans_resamples(run: Run, tmp_path: Path) -> None:
+def test_plans_resamples(run: Command, tmp_path: Path) -> None:
     expected = resample(FOUND, 8)
     assert run("plans found.json --resample 8 --out plan8.json") == (
         0,
@@ -330,7 +316,7 @@ def test_plans_resamples(run: Run, tmp_path: Path) -> None:
     assert (tmp_path / "again.json").read_text() == (tmp_path / "plan8.json").read_text()
 
 
-def test_a_resampled_plan_runs(run: Run, real_images: Path) -> None:
+def test_a_resampled_plan_runs(run: Command, real_images: Path) -> None:
     Plan.of("dpm_solver++", [98.5, 40.25, 20.0], end=0.5).save("three.json")
     assert run("plans three.json --resample 5 --out five.json")[0] == 0
     line = f"evaluate five.json --model small:model --reference {real_images} --samples 20 --json"
@@ -340,7 +326,7 @@ def test_a_resampled_plan_runs(run: Run, real_images: Path) -> None:
 
 @pytest.mark.parametrize("steps", [1, 3, 7])
 @pytest.mark.parametrize("end", [None, 5.0])
-def test_a_resampled_plan_with_numbers_runs(run: Run, real_images: Path, steps: int, end: float | None) -> None:
+def test_a_resampled_plan_with_numbers_runs(run: Command, real_images: Path, steps: int, end: float | None) -> None:
     last = {"data1": 0.5, "data2": 0.2} | ({} if end is None else {"noise": 0.4})
     plan = Plan.of("gls", [98, 70, 40, 20], end=end, solver_options={"memory": 2})
     plan.tuned([{"noise": 1.0}, {"data1": 1.0}, {"data1": 0.5, "data2": -0.1, "noise": 1.0}, last]).save("four.json")
@@ -363,7 +349,7 @@ def test_a_resampled_plan_with_numbers_runs(run: Run, real_images: Path, steps: 
         ("plans found.json --out new.json", "give --resample"),
     ],
 )
-def test_what_cannot_be_done_writes_nothing(run: Run, tmp_path: Path, line: str, told: str) -> None:
+def test_what_cannot_be_done_writes_nothing(run: Command, tmp_path: Path, line: str, told: str) -> None:
     (tmp_path / "torn.json").write_text(FOUND.to_json()[:60])
     before = sorted(tmp_path.rglob("*"))
     status, out, err = run(line)
@@ -373,6 +359,6 @@ def test_what_cannot_be_done_writes_nothing(run: Run, tmp_path: Path, line: str,
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_help_names_the_verb(run: Run) -> None:
+def test_help_names_the_verb(run: Command) -> None:
     assert "plans" in run("--help")[1]
     assert "--resample" in run("plans --help")[1]

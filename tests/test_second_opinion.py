@@ -164,6 +164,7 @@ def test_nothing_is_made_twice_but_what_changed(
     done: tuple[Path, list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, rows = done
+    monkeypatch.setattr(second_opinion, "picture", lambda *_: None)
     before = (folder / "out.json").stat().st_mtime_ns
     assert run(folder) == rows
     assert (folder / "out.json").stat().st_mtime_ns == before
@@ -200,3 +201,21 @@ def test_a_verdict_names_what_is_worse() -> None:
     assert not any(word in said for word in ("FID (", "precision"))
     worse_kid = second_opinion.verdict(row("kid", kid=(0.65, 0.55, 0.9)), [base])
     assert "KID" in worse_kid.split("; within")[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--plans", "mine"], "--plans: 'mine' is not name=plan.json with a name of its own"),
+        (["--plans", "a=uniform:2,a=uniform:3"], "--plans: 'a=uniform:3' is not name=plan.json with a name of its own"),
+        (["--plans", "a=none.json"], "--plans: none.json: cannot be read"),
+        (["--samples", "0"], "--samples: give 4 or more"),
+    ],
+)
+def test_what_cannot_be_used_is_told_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], given: list[str], told: str
+) -> None:
+    with pytest.raises(SystemExit):
+        second_opinion.main([*given, "--out", str(tmp_path / "out")])
+    assert told in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -327,6 +327,12 @@ def test_uneven_ipndm_integrates_powers_of_sigma_over_alpha(order: int, power: i
     assert (max(errors[order - 1 :]) < 1e-9) == (power < order)
 
 
+def test_lcm_of_a_huge_scaling_is_the_data() -> None:
+    x = normal(2, 3)
+    got = solve(build("lcm", SCHEDULE, {"timestep_scaling": 1e200}), wavy, x, [500.0])
+    assert torch.equal(got, (x - SCHEDULE.sigma(500) * wavy(x, 500)) / SCHEDULE.alpha(500))
+
+
 @pytest.mark.parametrize("power", [0, 1, 2])
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_deis_integrates_powers_of_the_log_snr(order: int, power: int) -> None:
@@ -349,14 +355,15 @@ def test_unipc_corrects_by_powers_of_the_log_snr(order: int, power: int, variant
     # what it corrected is where a move begins: there its integral has one point more than the predictor's
     options = {"order": order, "variant": variant, "lower_order_final": False}
     solver, state, corrected = build("unipc", SCHEDULE, options), State(normal(1)), []
+    predictor = build("unipc", SCHEDULE, options | {"corrector": False})
 
     def predict(x: Tensor, t: float) -> Tensor:
         return (x - SCHEDULE.alpha(t) * slope(t, power, SCHEDULE.log_snr)) / SCHEDULE.sigma(t)
 
     for move in solver.moves(POLYNOMIAL_TIMES, 0):
-        state = solver.step(predict, state, move, noise_like(state.x))
-        assert state.start is not None
-        corrected.append((move.t, float(state.start)))
+        before, state = state, solver.step(predict, state, move, noise_like(state.x))
+        gained = state.x - predictor.step(predict, before, move, noise_like(before.x)).x
+        corrected.append((move.t, float(before.x + gained * SCHEDULE.sigma(move.t) / SCHEDULE.sigma(move.stop))))
     errors = []
     for (t, x), (stop, x_stop) in pairwise(corrected):
         change = x_stop / SCHEDULE.sigma(stop) - x / SCHEDULE.sigma(t)

@@ -436,6 +436,13 @@ def test_a_space_tells_apart_four_decimals() -> None:
     assert space.plan([800, 300], [0.12344, 1 / 3, 0.5]).params == ({"data": 0.1234}, {"data": 0.3333})
 
 
+def test_what_is_plain_stays_so_whatever_its_decimals() -> None:
+    space = space_of(1000, 2, free=((FreeNumber("eta", 0, 1, 1 / 3),),) * 2)
+    plain = space.plan([800, 300])
+    assert space.plan([800, 300], space.values(plain)) == plain
+    assert space.plan([800, 300], [0.3334, 0.3332]).params == ({"eta": 0.3334}, {"eta": 0.3332})
+
+
 def test_pushing_moves_free_numbers_by_their_ranges() -> None:
     space = space_of(1001, 2, free=FREE)
     plan = space.plan([800, 300], [0.5, 1, 2])

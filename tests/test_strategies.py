@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from autodiffusion.errors import InputError
+from autodiffusion.free import FreeNumber
 from autodiffusion.names import known
 from autodiffusion.plan import Plan
 from autodiffusion.schedule import NoiseSchedule
@@ -352,7 +353,7 @@ def test_options_out_of_range() -> None:
     for options, message in [
         ({"generations": 0}, "strategy evolution: generations = 0 must be at least 1"),
         ({"parents": -1}, "strategy evolution: parents = -1 must be at least 1"),
-        ({"mutations": -1}, "strategy evolution: mutations = -1 must not be negative"),
+        ({"mutations": -1}, "strategy evolution: mutations = -1 must be at least 0"),
         ({"mutation_probability": 1.5}, "strategy evolution: mutation_probability = 1.5 lies outside 0 to 1"),
         ({"mutation_scale": -0.1}, "strategy evolution: mutation_scale = -0.1 lies outside 0 to 1"),
     ]:
@@ -576,6 +577,16 @@ def test_the_moves_stay_in_the_space(options: dict[str, Any]) -> None:
     asked = flat(run(Ladder(space, [], 0), lambda plan: -plan.times[0] + 0.01 * sum(plan.times)))
     assert all(space.contains(plan) for plan in asked)
     assert space.positions(min(asked, key=lambda plan: -plan.times[0]))[0] > 0.99 * (len(space.times) - 1)
+
+
+def test_a_ladder_with_an_elite_of_one_keeps_its_numbers() -> None:
+    """It goes on with more samples from the best of both kinds, with numbers and plain."""
+    space = SearchSpace.of(SCHEDULE, 3, "gls", free=((FreeNumber("data", -2, 3),),) * 3)
+    strategy = Ladder(space, [space.named("uniform", SCHEDULE)], 0, explorations=0, family=False, elite=1)
+    every = rounds(strategy, lambda plan: float(np.square(space.values(plan) - 1).sum()))
+    plans = next(plans for plans in every if strategy.whole > 1)
+    assert [any(plan.params) for plan in plans] == [True, False]
+    np.testing.assert_allclose(space.values(plans[0]), 1, atol=0.1)
 
 
 @pytest.mark.parametrize("limit", range(1, 11))

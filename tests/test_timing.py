@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import Command
 from torch import Tensor, nn
 
 from autodiffusion import InputError, Model, NoiseSchedule, Plan, Step, timing
-from autodiffusion.cli import main
 from autodiffusion.layers import _base, register
 from autodiffusion.sampling import stretches
 from autodiffusion.timing import LEAST, MOST, Clock, layer_times, plan_times
@@ -259,37 +258,33 @@ Shown = Callable[[str], str]
 
 
 @pytest.fixture
-def evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Shown:
-    """What ``evaluate`` prints of a plan of the bundled model that leaves layers out, or of ``uniform:2``."""
-    file = tmp_path / "plan.json"
-    Plan(solver="ddim", steps=(Step(t=900, skip=frozenset({0, 13})), Step(t=400))).save(file)
+def evaluate(command: Command, monkeypatch: pytest.MonkeyPatch) -> Shown:
+    """What ``evaluate`` prints of plan.json, which leaves out layers of the bundled model, or of ``uniform:2``."""
+    monkeypatch.setattr(timing, "plan_times", partial(plan_times, most=LEAST))
+    Plan(solver="ddim", steps=(Step(t=900, skip=frozenset({0, 13})), Step(t=400))).save("plan.json")
 
     def run(line: str) -> str:
-        given = [str(file) if word == "PLAN" else word for word in line.split()]
-        given += ["--model", "mnist", "--samples", "24", "--batch-size", "4"]
-        monkeypatch.setattr(sys, "argv", ["autodiffusion", "evaluate", *given])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert not ended.value.code
-        return capsys.readouterr().out
+        done = command(f"evaluate {line} --model mnist --samples 24 --batch-size 4")
+        assert done.status == 0
+        return done.out
 
     return run
 
 
 def test_evaluate_tells_what_layers_left_out_save(evaluate: Shown) -> None:
-    cost = json.loads(evaluate("PLAN --json"))["cost"]
+    cost = json.loads(evaluate("plan.json --json"))["cost"]
     assert list(cost) == ["layers", "macs", "ms", "ms_whole"]
     # `autodiffusion layers mnist`: 15 layers, 19,047,424 MACs, of which layers 0 and 13 have these
     assert (cost["layers"], cost["macs"]) == (28, 2 * 19_047_424 - 1_180_672 - 2_360_320)
     assert 0 < cost["ms"] < 1000
     assert 0 < cost["ms_whole"] < 1000
-    shown = " ".join(evaluate("PLAN").split())
+    shown = " ".join(evaluate("plan.json").split())
     assert "28 of 30 layers (93.3%), 34,553,856 of 38,094,848 MACs (90.7%), " in shown
     assert " ms (" in shown
 
 
 def test_evaluate_measures_time_only_where_it_is_wanted(evaluate: Shown) -> None:
-    untimed = json.loads(evaluate("PLAN --json --no-time"))["cost"]
+    untimed = json.loads(evaluate("plan.json --json --no-time"))["cost"]
     assert (untimed["layers"], untimed["ms"], untimed["ms_whole"]) == (28, None, None)
     assert list(json.loads(evaluate("uniform:2 --json"))) == ["plan", "samples", "seed", "nfe", "scores"]
     assert "layers" not in evaluate("uniform:2")

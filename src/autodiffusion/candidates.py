@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from autodiffusion.errors import InputError
 from autodiffusion.evaluate import Score, derive_seed
 from autodiffusion.job import Job
 from autodiffusion.metrics import KL, Metric
@@ -16,20 +17,25 @@ from autodiffusion.progress import Quiet
 from autodiffusion.racing import Anchor, Race
 from autodiffusion.sampling import Cost
 from autodiffusion.strategies import WIDER
-from autodiffusion.study import Study
+from autodiffusion.study import LEDGER, Study
 
 
 def score_candidates(job: Job, metric: Metric | KL, study: Study, progress: Quiet, share: float = 1.0) -> None:
     """Asks, evaluates and tells until the strategy or the budget is done; what the ledger holds is not done again.
 
     Args:
-        share: of the budget, or else of what the strategy spends at most, after which it stops; the candidates until
-            then are those of a search that goes on.
+        share: of the budget, or else of what the strategy spends at most or is expected to spend, after which it stops;
+            the candidates until then are those of a search that goes on. Without a budget the first round always is.
+
+    Raises:
+        InputError: the ledger holds another search's scores.
     """
     settings, strategy = job.settings, job.strategy
     price = sum(job.evaluations(settings.steps)) * settings.samples
     budget = min(strategy.most * price, settings.budget or math.inf)
-    progress.phase("search", int(min(strategy.planned * price, budget, share * budget if share < 1 else math.inf)))
+    planned = min(strategy.planned * price, budget)
+    stop = share * (budget if budget < math.inf else planned) if share < 1 else math.inf
+    progress.phase("search", int(min(planned, stop)))
     race = _race(job, metric)
     spent = 0
     for generation in itertools.count():
@@ -41,7 +47,9 @@ def score_candidates(job: Job, metric: Metric | KL, study: Study, progress: Quie
                 plans.pop()
         else:
             plans = _affordable(plans, left, generation, job, study)
-        if not plans or (share < 1 and spent + _price(plans, race, samples, job) > share * budget):
+        if not plans:
+            return
+        if stop < math.inf and (spent or settings.budget) and spent + _price(plans, race, samples, job) > stop:
             return
         if race:
             entries = _lap(race, plans, samples, generation, job, study, progress)
@@ -50,8 +58,7 @@ def score_candidates(job: Job, metric: Metric | KL, study: Study, progress: Quie
         spent += sum(e["evaluations"] for e in study.of_kind("scores") if e["generation"] == generation)
         told = [(plan, _loss(entries[plan], metric)) for plan in plans]
         strategy.tell(told, {plan: e for plan in plans if (e := entries[plan].get("error")) is not None})
-        best = min((loss for plan, loss in losses(study, metric).items() if job.allows(plan)), default=math.inf)
-        if math.isfinite(best):
+        if (best := least_loss(study, metric)) < math.inf:
             progress.note(f"best {settings.metric} in the search {best if metric.better == 'lower' else -best:.4g}")
 
 
@@ -80,7 +87,11 @@ def _anchor(race: Race, job: Job) -> Anchor | None:
 def _lap(
     race: Race, plans: list[Plan], samples: int, generation: int, job: Job, study: Study, progress: Quiet
 ) -> dict[Plan, dict[str, Any]]:
-    """The entries of a round in the ledger, scored now if they are not there."""
+    """The entries of a round in the ledger, scored now if they are not there.
+
+    Raises:
+        InputError: others are there.
+    """
     anchor = _anchor(race, job)
     event = next((e for e in study.of_kind("scores") if e["generation"] == generation), None)
     if event:
@@ -93,7 +104,13 @@ def _lap(
         for entry, error in zip(event["scores"], lap.errors, strict=True):
             entry["error"] = error if math.isfinite(error) else None
         study.record(event)
-    return {Plan.model_validate(entry["plan"]): entry for entry in event["scores"]}
+    entries = {Plan.model_validate(entry["plan"]): entry for entry in event["scores"]}
+    if entries.keys() != set(plans):
+        raise InputError(
+            f"{study.folder / LEDGER}: round {generation} scores other plans than this search asks for; it was made by "
+            "another version or changed: restore it, or give another folder"
+        )
+    return entries
 
 
 def _affordable(plans: list[Plan], left: float, generation: int, job: Job, study: Study) -> list[Plan]:
@@ -162,14 +179,16 @@ def _loss(entry: dict[str, Any], metric: Metric | KL) -> float:
     return float(-entry["value"] if metric.better == "higher" else entry["value"])
 
 
-def losses(study: Study, metric: Metric | KL) -> dict[Plan, float]:
-    """What every plan in the ledger lost that was scored with all samples."""
-    return {
-        Plan.model_validate(entry["plan"]): _loss(entry, metric)
+def least_loss(study: Study, metric: Metric | KL) -> float:
+    """The least loss in the ledger with all samples, of a plan that may be found; infinity where there is none."""
+    scored = [
+        _loss(entry, metric)
         for event in study.of_kind("scores")
         if event["samples"] == study.settings.samples and event.get("anchor") is None
         for entry in event["scores"]
-    }
+        if entry.get("allowed", True)
+    ]
+    return min(scored, default=math.inf)
 
 
 def standings(events: Sequence[dict[str, Any]], metric: Metric | KL) -> dict[Plan, tuple[int, float]]:

@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from autodiffusion.costs import Costs
 from autodiffusion.errors import InputError, RunError
 from autodiffusion.job import Job
-from autodiffusion.loop import Result, explore, search
+from autodiffusion.loop import TIMES, Result, explore, search
+from autodiffusion.models import Model
 from autodiffusion.plan import Plan
+from autodiffusion.pricing import load_times
 from autodiffusion.progress import Quiet
 from autodiffusion.settings import Settings
 from autodiffusion.study import PLAN
@@ -50,23 +53,36 @@ def search_solvers(
         raise InputError(
             f"{where}: solver: names no other than {GENERAL}; give one that it can go on from, such as ddim"
         )
+    options = {key: value for key, value in options.items() if value is not None}
+    budget = Settings.of(where, **options, solver=racing[0]).budget
     if general and options.get("layers"):
         raise InputError(f"{where}: {GENERAL} does not leave out layers; leave it out of the solvers, or --layers")
-    budget = options.pop("budget", None)
+    if general and options.get("free_numbers") is False:
+        raise InputError(f"{where}: {GENERAL} searches free numbers alone; leave it out of the solvers, or --plain")
     each = None if budget is None else _each(budget, len(racing), general)
+    options["budget"] = each
     if general:
         options = {"free_numbers": False} | options
-    field = {name: _settings(where, options | {"solver": name, "budget": each}) for name in racing}
-    if general:
-        _finishing(where, options, racing[0], None, each)  # whether it can be built at all
+    field: dict[str, Settings] = {}
+    model, times = None, load_times(out / racing[0] / TIMES)
+    for name in racing:
+        field[name], job = _settings(where, options | {"solver": name}, model, times)
+        model, times = job.evaluator.model, job.times
+        if general:
+            try:
+                _finishing(where, options | {"steps": field[name].steps}, name, None, model)
+            except InputError as error:
+                raise InputError(f"{where}: {GENERAL} cannot go on from {name}: {error}") from None
     found: dict[str, tuple[tuple[int, float], Plan]] = {}
     for share in (*LOOKS, 1.0) if general else LOOKS:
         for name in field:
-            best = explore(field[name], out / name, share, progress)
+            best = explore(field[name], out / name, share, progress, model, times)
             found |= {name: best} if best else {}
         ranked = sorted((name for name in field if name in found), key=lambda name: found[name][0])
         if not ranked:
-            raise RunError(f"no candidate of any solver could be scored; the ledgers in {out} say why for each")
+            raise RunError(
+                f"no candidate of any solver has a score; the ledgers in {out} say why, or the budget is too small"
+            )
         field = {name: field[name] for name in ranked[: math.ceil(len(ranked) / 2)]}
         if share == LOOKS[-1]:
             field = {ranked[0]: field[ranked[0]]}
@@ -74,10 +90,10 @@ def search_solvers(
     if general:
         start = out / f"{winner}.json"
         found[winner][1].save(start)
-        settings, winner = _finishing(where, options, winner, start, each), GENERAL
+        settings, winner = _finishing(where, options, winner, start, model), GENERAL
     else:
         settings = field[winner]
-    result = search(settings, out / winner, progress)
+    result = search(settings, out / winner, progress, model, times)
     result.plan.save(out / PLAN)
     return {winner: result}
 
@@ -91,32 +107,31 @@ def _each(budget: int, count: int, general: bool) -> int:
     return int(budget / (total + 1 - before + FINISH * general))
 
 
-def _settings(where: str, options: dict[str, Any]) -> Settings:
-    """The settings of one solver, with as many steps as its evaluations allow; a :class:`Job` of them can be built."""
+def _settings(where: str, options: dict[str, Any], model: Model | None, times: Costs | None) -> tuple[Settings, Job]:
+    """The settings of one solver, with as many steps as its evaluations allow, and the job that they describe."""
     settings = Settings.of(where, **options)
-    job = Job.of(settings)
+    job = Job.of(settings, model, times)
     counts = [steps for steps in range(1, settings.steps + 1) if sum(job.evaluations(steps)) <= settings.steps]
     if not counts:
         raise InputError(f"{where}: solver {settings.solver} needs more network evaluations than {settings.steps}")
     if counts[-1] == settings.steps:
-        return settings
+        return settings, job
     settings = settings.model_copy(update={"steps": counts[-1]})
-    Job.of(settings)
-    return settings
+    return settings, Job.of(settings, job.evaluator.model, job.times)
 
 
-def _finishing(where: str, options: dict[str, Any], plain: str, start: Path | None, each: int | None) -> Settings:
+def _finishing(where: str, options: dict[str, Any], plain: str, start: Path | None, model: Model | None) -> Settings:
     """The settings of the general solver on ``plain``, from the plan in the file ``start`` on; they can be searched."""
-    plan = Plan.load(start) if start else None
     own = options.get("solver_options", {}) | {"plain": plain}
     given = options | {"solver": GENERAL, "solver_options": own, "free_numbers": True}
-    if each is not None:
-        given["budget"] = FINISH * each
-    if plan is not None:
+    if given["budget"] is not None:
+        given["budget"] *= FINISH
+    if start is not None:
+        plan = Plan.load(start)
         given |= {"steps": len(plan.steps), "free_end": plan.end is not None, "starts": ["uniform", str(start)]}
     settings = Settings.of(where, **given)
     if settings.strategy == "ladder":  # the times have been searched
         known = {"family": False, "explorations": 0}
         settings = settings.model_copy(update={"strategy_options": known | settings.strategy_options})
-    Job.of(settings)
+    Job.of(settings, model)
     return settings

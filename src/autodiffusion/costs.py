@@ -13,7 +13,8 @@ from autodiffusion.plan import Plan
 
 Unit: TypeAlias = Literal["layers", "macs", "ms"]
 
-AMOUNT = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*(?:(%)|(layers?)|([kmgt]?)(macs?)|(ms))\s*", re.IGNORECASE)
+# no more digits before the point than a cost can have, so that what is made of it stays finite
+AMOUNT = re.compile(r"\s*(\d{1,15}(?:\.\d*)?|\.\d+)\s*(?:(%)|(layers?)|([kmgt]?)(macs?)|(ms))\s*", re.IGNORECASE)
 FACTORS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 
 
@@ -37,7 +38,7 @@ class MaxCost:
             InputError: beginning with ``where``; it is none of these, or not above 0.
         """
         found = AMOUNT.fullmatch(text)
-        if not found or not 0 < float(found[1]) < math.inf:
+        if not found or float(found[1]) == 0:
             raise InputError(f"{where} '{text}' is not a cost; give one such as 60%, 232 layers, 1.5 GMACs or 35 ms")
         unit: Unit | None = None if found[2] else "layers" if found[3] else "macs" if found[5] else "ms"
         return cls(float(found[1]) * FACTORS[(found[4] or "").lower()], unit)
@@ -108,16 +109,17 @@ class Costs:
 
 def priced(cost: Mapping[str, float]) -> str:
     """A cost in several units as a table has it: ``232 layers, 1.21 GMACs, 35.2 ms``."""
-    texts = []
-    for unit, value in cost.items():
-        if unit == "macs":
-            prefix = max(
-                (name for name, factor in FACTORS.items() if factor <= value), key=FACTORS.__getitem__, default=""
-            )
-            texts.append(f"{value / FACTORS[prefix]:.3g} {prefix.upper().replace('K', 'k')}MACs")
-        else:
-            texts.append(f"{value:,} {unit}" if unit == "layers" else f"{value:.3g} {unit}")
-    return ", ".join(texts)
+    return ", ".join(_macs(value) if unit == "macs" else f"{short(value)} {unit}" for unit, value in cost.items())
+
+
+def _macs(value: float) -> str:
+    prefix = next((prefix for prefix in "TGMk" if value >= FACTORS[prefix.lower()]), "")
+    return f"{short(value / FACTORS[prefix.lower()])} {prefix}MACs"
+
+
+def short(value: float) -> str:
+    """Three digits, or as many as the whole part has: ``35.2``, ``1,235``."""
+    return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
 
 
 def check_layers(layers: Collection[int], count: int, where: str) -> None:

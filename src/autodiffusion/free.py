@@ -25,6 +25,11 @@ class FreeNumber:
     high: float
     plain: float = 0.0
 
+    def __post_init__(self) -> None:
+        if not (0 < self.high - self.low < math.inf and self.low <= self.plain <= self.high):
+            bounds = f"{self.plain} plain, {self.low} to {self.high}"
+            raise InputError(f"free number '{self.name}': {bounds}; give rising finite bounds and a plain value within")
+
 
 OfSteps = tuple[tuple[FreeNumber, ...], ...]
 """What is left open for each step of a plan."""

@@ -1,14 +1,23 @@
-"""The named grids: time steps that people use without a search. ``uniform:4`` names one of four steps."""
+"""The named grids: time steps that people use without a search. ``uniform:4`` names one of four steps.
+
+A grid of K steps is K times; a plan of them ends in clean data, which diffusers writes as a last sigma of 0. Grids that
+go by noise over signal (diffusers' sigma, ``exp(-log_snr)``) have a time where the schedule has that much of it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from autodiffusion.errors import InputError, nearest
 from autodiffusion.schedule import Floats, NoiseSchedule
+
+Made = TypeVar("Made")
 
 
 def uniform(steps: int, schedule: NoiseSchedule) -> Floats:
@@ -32,27 +41,104 @@ def quadratic(steps: int, schedule: NoiseSchedule) -> Floats:
 
 
 def log_snr(steps: int, schedule: NoiseSchedule) -> Floats:
-    """Even in log-SNR from T - 1 to 0 (DPM-Solver, Lu et al. 2022, section 4.1)."""
+    """Even in log-SNR from T - 1 to 0 (DPM-Solver, Lu et al. 2022, section 4.1).
+
+    So are diffusers' ``use_exponential_sigmas`` and ``use_lu_lambdas``, which differ in how they round times.
+    """
     return schedule.time_at(np.linspace(schedule.log_snr(len(schedule) - 1), schedule.log_snr(0), steps))
 
 
 def karras(steps: int, schedule: NoiseSchedule, rho: float = 7) -> Floats:
-    """Even in the ``rho``-th root of noise over signal (Karras et al. 2022, equation 5)."""
+    """Even in the ``rho``-th root of noise over signal (Karras et al. 2022, equation 5).
+
+    Its noise is that of diffusers' ``use_karras_sigmas``. Times differ by up to one step: theirs are interpolated in
+    log sigma, ours in log alpha, as the schedule is.
+    """
     first, last = (np.exp(-schedule.log_snr(t) / rho) for t in (len(schedule) - 1, 0))
     return schedule.time_at(-rho * np.log(np.linspace(first, last, steps)))
 
 
 def beta(steps: int, schedule: NoiseSchedule, a: float = 0.6, b: float = 0.6) -> Floats:
-    """Quantiles of Beta(0.6, 0.6) over the time range, dense at both ends (Lee et al. 2024)."""
+    """Quantiles of Beta(0.6, 0.6) over the time range, dense at both ends (Lee et al. 2024).
+
+    The paper draws time steps so. diffusers' ``use_beta_sigmas`` takes quantiles of noise: :func:`beta_sigmas`.
+    """
+    return _beta_quantiles(steps, a, b) * (len(schedule) - 1)
+
+
+def beta_sigmas(steps: int, schedule: NoiseSchedule, a: float = 0.6, b: float = 0.6) -> Floats:
+    """Quantiles of Beta(0.6, 0.6) over the range of noise over signal: diffusers' ``use_beta_sigmas``.
+
+    Most of that range is noise beyond what a picture shows through, on the cosine schedule nearly all of it.
+    """
+    most, least = _noise_range(schedule)
+    return _time_at_noise(least + _beta_quantiles(steps, a, b) * (most - least), schedule)
+
+
+def _beta_quantiles(steps: int, a: float, b: float) -> Floats:
+    """From 1 to 0, ``[steps]``."""
     from scipy.stats import beta as distribution
 
-    return np.asarray(distribution.ppf(1 - np.linspace(0, 1, steps), a, b)) * (len(schedule) - 1)
+    return np.asarray(distribution.ppf(1 - np.linspace(0, 1, steps), a, b), dtype=np.float64)
+
+
+ALIGNED: dict[str, tuple[float, ...]] = {
+    "ays_sd": (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029),
+    "ays_sdxl": (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029),
+    "ays_svd": (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002),
+}
+"""Noise over signal at the eleven nodes of ten steps: Align Your Steps (Sabour et al. 2024) for Stable Diffusion 1.5,
+XL and Video, as printed at research.nvidia.com/labs/toronto-ai/AlignYourSteps/howto.html. diffusers' ``AysSchedules``
+has 0 for the last."""
+
+
+def aligned(levels: tuple[float, ...], steps: int, schedule: NoiseSchedule) -> Floats:
+    """A list of :data:`ALIGNED` in ``steps`` steps: the nodes but the last, where clean data stands instead.
+
+    Numbers of steps other than the list's own are interpolated linearly in the logarithm, as on the authors' page. On
+    another noise schedule than its model's the list keeps its noise over signal, so it may begin below T - 1. What lies
+    beyond the schedule at either end of the list becomes the schedule's own end.
+
+    Raises:
+        InputError: the schedule ends before the second or behind the last but one of the levels.
+    """
+    most, least = _noise_range(schedule)
+    if not least < levels[-2] < levels[1] < most:
+        raise InputError(
+            f"Align Your Steps' list with noise over signal of {levels[1]:g} to {levels[-2]:g} does not fit a noise "
+            f"schedule of {most:.4g} to {least:.4g}; take another grid"
+        )
+    logs = np.log([min(levels[0], most), *levels[1:-1], max(levels[-1], least)])
+    own = np.arange(len(levels)) / (len(levels) - 1)
+    return _time_at_noise(np.exp(np.interp(np.arange(steps) / steps, own, logs)), schedule)
+
+
+def _noise_range(schedule: NoiseSchedule) -> tuple[float, float]:
+    """Noise over signal at T - 1 and at 0."""
+    most, least = (float(np.exp(-schedule.log_snr(t))) for t in (len(schedule) - 1, 0))
+    return most, least
+
+
+def _time_at_noise(ratios: Floats, schedule: NoiseSchedule) -> Floats:
+    """The times at which noise over signal is ``ratios``."""
+    return schedule.time_at(-np.log(ratios))
 
 
 GRIDS: dict[str, Callable[[int, NoiseSchedule], Floats]] = {
     f.__name__: f for f in (uniform, linspace, trailing, quadratic, log_snr, karras, beta)
 }
-"""Every named grid: a function of the number of steps and the schedule that gives times in falling order."""
+"""The grids that a search begins with where nothing is said: each a function of the number of steps and the schedule
+that gives times in falling order. One more would make every default search another search."""
+
+NAMED: dict[str, Callable[[int, NoiseSchedule], Floats]] = {
+    **GRIDS,
+    "exponential": log_snr,
+    "lu": log_snr,
+    "beta_sigmas": beta_sigmas,
+    **{name: partial(aligned, levels) for name, levels in ALIGNED.items()},
+}
+"""Every named grid: those of :data:`GRIDS`, diffusers' names for other spacings, and Align Your Steps. Some do not fit
+every noise schedule."""
 
 
 def grid(name: str, steps: int, schedule: NoiseSchedule, *, continuous: bool = False) -> tuple[float, ...]:
@@ -61,15 +147,28 @@ def grid(name: str, steps: int, schedule: NoiseSchedule, *, continuous: bool = F
     Whole numbers unless ``continuous``; what rounding makes equal is moved apart by as little as possible.
 
     Raises:
-        InputError: an unknown name, or ``steps`` outside 1 to T.
+        InputError: an unknown name, ``steps`` outside 1 to T, or a list that does not fit the schedule.
     """
-    if name not in GRIDS:
-        raise InputError(f"grid '{name}' is unknown {nearest(name, GRIDS)}")
+    if name not in NAMED:
+        raise InputError(f"grid '{name}' is unknown {nearest(name, NAMED)}")
     check_steps(steps, schedule)
-    times = GRIDS[name](steps, schedule)
+    times = NAMED[name](steps, schedule)
     if continuous and np.all(np.diff(times) < -1e-9):
         return tuple(float(t) for t in np.clip(times, 0, len(schedule) - 1))
     return tuple(float(t) for t in spread(np.round(times), len(schedule)))
+
+
+def fitting(make: Callable[[str], Made]) -> dict[str, Made]:
+    """What ``make`` makes of the named grids, by their names, without those that it refuses as they do not fit.
+
+    Raises:
+        InputError: it refuses uniform steps, which fit whatever has so many.
+    """
+    found = {"uniform": make("uniform")}
+    for name in NAMED:
+        with suppress(InputError):
+            found[name] = make(name)
+    return found
 
 
 def check_steps(steps: int, schedule: NoiseSchedule) -> None:
@@ -97,8 +196,8 @@ def parse(text: str) -> tuple[str, int]:
         InputError: not of that form, or an unknown name.
     """
     name, _, number = text.partition(":")
-    if name not in GRIDS:
-        raise InputError(f"grid '{name}' is unknown {nearest(name, GRIDS)}")
+    if name not in NAMED:
+        raise InputError(f"grid '{name}' is unknown {nearest(name, NAMED)}")
     if not number.isdecimal():
         raise InputError(f"grid '{text}' has no number of steps; write {name}:4")
     return name, int(number)

@@ -8,7 +8,7 @@ from pathlib import Path
 from autodiffusion.errors import InputError, nearest
 from autodiffusion.evaluate import BATCH_SIZE, Evaluator, derive_seed
 from autodiffusion.features import load as load_extractor
-from autodiffusion.grids import GRIDS, grid, parse
+from autodiffusion.grids import NAMED, grid, parse
 from autodiffusion.metrics import build
 from autodiffusion.models import Model
 from autodiffusion.names import resolve
@@ -25,12 +25,19 @@ SAMPLES = 2000
 
 
 def prepare(
-    model: Model, features: str | None = None, reference: str | None = None, batch_size: int = BATCH_SIZE
+    model: Model,
+    features: str | None = None,
+    reference: str | None = None,
+    batch_size: int = BATCH_SIZE,
+    samples: int = 1,
 ) -> tuple[Evaluator, str]:
     """An evaluator of ``model`` and the name of its reference, both the model's own where not given.
 
+    Args:
+        samples: that will be compared with the reference, at most.
+
     Raises:
-        InputError: the feature network cannot be had, or there is no reference.
+        InputError: the feature network cannot be had, there is no reference, or fewer captions than samples.
     """
     source = reference or (None if model.reference is None else str(model.reference))
     if source is None:
@@ -38,6 +45,9 @@ def prepare(
             f"model '{model.name}' brings no reference; give --reference with a folder of images, an .npz file, "
             "or teacher:100 for its own 100-step samples"
         )
+    if model.captions is not None:
+        _, drawn = parse_teacher(source, model) or (0, 0)
+        model.captions.check(max(samples, drawn))
     return Evaluator(model, load_extractor(features or model.features, model.device), batch_size), source
 
 
@@ -117,7 +127,7 @@ def plan_of(name: str, model: Model, solver: str = "ddim", solver_options: dict[
     """
     if name in published() or Path(name).is_file() or name.endswith(".json"):
         plan = read(name)
-    elif name.partition(":")[0] in GRIDS:
+    elif name.partition(":")[0] in NAMED:
         kind, steps = parse(name)
         continuous = resolve("solvers", solver).continuous
         options = {"clip": model.clip} | (solver_options or {})
@@ -127,7 +137,7 @@ def plan_of(name: str, model: Model, solver: str = "ddim", solver_options: dict[
     else:
         raise InputError(
             f"plan '{name}' is no file, no published plan (see autodiffusion plans) and no grid such as uniform:4 "
-            f"{nearest(name, GRIDS)}"
+            f"{nearest(name, NAMED)}"
         )
     stretches(plan, model)
     return plan

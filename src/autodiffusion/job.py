@@ -13,7 +13,7 @@ from autodiffusion.costs import Costs
 from autodiffusion.errors import InputError
 from autodiffusion.evaluate import Evaluator
 from autodiffusion.free import OfSteps
-from autodiffusion.grids import GRIDS
+from autodiffusion.grids import NAMED
 from autodiffusion.inputs import check_source, find_reference, prepare, teacher_plan
 from autodiffusion.layered import LayeredSpace
 from autodiffusion.metrics import KL, Metric
@@ -100,7 +100,8 @@ class Job:
             raise InputError(
                 f"budget = {settings.budget} is less than one candidate costs, {price} network evaluations"
             )
-        evaluator, source = prepare(model, settings.features, settings.reference, settings.batch_size)
+        samples = max(settings.samples, settings.confirm_samples)
+        evaluator, source = prepare(model, settings.features, settings.reference, settings.batch_size, samples)
         reference = check_source(source, evaluator, [settings.metric, REPORTED])
         _check_samples(settings, evaluator, reference)
         if settings.teacher:
@@ -119,7 +120,7 @@ class Job:
             resolved |= {"max_cost": max_cost, "min_steps": layers.min_steps, "max_steps": layers.max_steps}
         starts = {name: _start(name, space, model, layers, settings.seed) for name in settings.starts}
         if layers is not None and whole_steps != settings.steps and whole_steps in layers.counts:
-            grids = [name for name in settings.starts if name in GRIDS]
+            grids = [name for name in settings.starts if name in NAMED]
             starts |= {
                 f"{name}:{whole_steps}": layers.spaces[whole_steps].named(name, model.schedule) for name in grids
             }
@@ -158,7 +159,7 @@ def _start(name: str, space: SearchSpace, model: Model, layers: LayeredSpace | N
     A plan that leaves out layers becomes a member of ``layers``, with its own number of steps where that is allowed;
     without ``layers`` it is taken for its time steps.
     """
-    if name in GRIDS:
+    if name in NAMED:
         return space.named(name, model.schedule)
     plan = read(name)
     skip = frozenset[int]().union(*(step.skip for step in plan.steps))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from autodiffusion.confirm import confirm
 from autodiffusion.costs import Costs
 from autodiffusion.errors import RunError
 from autodiffusion.evaluate import Evaluator, derive_seed
-from autodiffusion.grids import GRIDS
+from autodiffusion.grids import fitting
 from autodiffusion.inputs import plan_of, teacher_plan
 from autodiffusion.job import REPORTED, Job, teacher_reference
 from autodiffusion.metrics import KL, Metric, build
@@ -80,8 +81,6 @@ def search(
     progress = progress or Quiet()
     job = Job.of(settings, model, load_times(out / TIMES) or times)
     with Study(out, job.settings) as study:
-        if job.times and not (out / TIMES).exists():
-            save_times(job.times, out / TIMES)
         if not study.of_kind("confirm"):
             metric, reference = _score(job, study, progress)
             _confirm(job, metric, reference, study, progress)
@@ -93,23 +92,33 @@ def search(
 
 
 def explore(
-    settings: Settings, out: Path, share: float, progress: Quiet | None = None
+    settings: Settings,
+    out: Path,
+    share: float,
+    progress: Quiet | None = None,
+    model: Model | None = None,
+    times: Costs | None = None,
 ) -> tuple[tuple[int, float], Plan] | None:
     """A search that stops after ``share`` of what it may spend; another call, or :func:`search`, goes on with it.
 
+    Args:
+        model: as of :func:`search`, and so ``times``.
+
     Returns:
-        The best plan's standing, lower is better: the negative of its samples, and its loss; and the plan. ``None`` if
-        no candidate could be scored.
+        The best plan's standing, lower is better: the negative of its samples, and its loss; and the plan. With layers
+        it may cost more than what is found. ``None`` if no candidate has a score.
     """
-    job = Job.of(settings)
+    job = Job.of(settings, model, load_times(out / TIMES) or times)
     with Study(out, job.settings) as study:
         metric, _ = _score(job, study, progress or Quiet(), share)
-        found = {plan: standing for plan, standing in standings(study.events, metric).items() if job.allows(plan)}
+        found = standings(study.events, metric)
     return next((((-samples, loss), plan) for plan, (samples, loss) in found.items()), None)
 
 
 def _score(job: Job, study: Study, progress: Quiet, share: float = 1.0) -> tuple[Metric | KL, Reference]:
     """Scores candidates, and gives what they were scored by."""
+    if job.times and not (study.folder / TIMES).exists():
+        save_times(job.times, study.folder / TIMES)
     reference = job.reference or teacher_reference(job, study.folder / TEACHER, progress)
     metric = build(job.settings.metric, reference)
     _begin(job, study)
@@ -145,7 +154,7 @@ def _confirm(job: Job, metric: Metric | KL, reference: Reference, study: Study, 
     ranked = [plan for plan in scored if job.allows(plan)]
     if not ranked:
         raise RunError(f"no candidate scored costs at most {settings.max_cost}; give the search a larger budget")
-    grids = {_grid(job, name): name for name in ["uniform", *(name for name in job.starts if name in GRIDS)][::-1]}
+    grids = _grids(job)
     finalists = choice(ranked, settings.finalists, len(evaluator.model.schedule) - 1)
     starts = [plan for plan in ranked if plan in job.starts.values()][:1]
     starts += [plan for plan in ranked if not any(plan.params)][:1]
@@ -239,6 +248,12 @@ def choose(
         errors = {plan: e for plan, e in zip(finalists, lap.errors, strict=True) if math.isfinite(e)}
         finalists = hopeful(losses, errors) or finalists
     return finalists[0]
+
+
+def _grids(job: Job) -> dict[Plan, str]:
+    """The named grids that fit the model and the number of steps, by the plans that they are."""
+    named = fitting(partial(_grid, job))
+    return {plan: name for name, plan in reversed(named.items())}  # of names of the same plan the first
 
 
 def _grid(job: Job, name: str) -> Plan:

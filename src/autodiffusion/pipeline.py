@@ -2,40 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
+from autodiffusion import turns
+from autodiffusion.denoisers import PIPELINES, blends
 from autodiffusion.errors import InputError, nearest
 from autodiffusion.models import Model
 from autodiffusion.plan import Plan
-from autodiffusion.plan_scheduler import PlanScheduler, connect, disconnect
-from autodiffusion.sampling import stretches
+from autodiffusion.plan_scheduler import PlanScheduler
 from autodiffusion.schedule import NoiseSchedule
-
-Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-
-
-def _unet(unet: Any) -> tuple[Network, int | None]:
-    return lambda x, t, label: unet(x, t, return_dict=False)[0], None
-
-
-def _dit(dit: Any) -> tuple[Network, int | None]:
-    return lambda x, t, label: dit(x, t, class_labels=label, return_dict=False)[0], dit.config.num_embeds_ada_norm
-
-
-PIPELINES: dict[str, tuple[str, Callable[[Any], tuple[Network, int | None]]]] = {
-    "DDPMPipeline": ("unet", _unet),
-    "DDIMPipeline": ("unet", _unet),
-    "PNDMPipeline": ("unet", _unet),
-    "LDMPipeline": ("unet", _unet),
-    "DiTPipeline": ("transformer", _dit),
-}
-"""For each class of pipelines, and what is derived from it: the component that denoises, and how it is called as the
-network of a :class:`Model`, with the number of its classes."""
 
 
 class Applied:
@@ -50,7 +28,7 @@ class Applied:
         self.plan, self.pipe = plan, pipe
         self._scheduler, self._network, self._removed = scheduler, network, False
         if network is not None:
-            connect(network)
+            turns.connect(network)
         pipe.scheduler = scheduler
         scheduler.remove = self.remove
 
@@ -62,10 +40,11 @@ class Applied:
         if self._removed:
             return
         self._removed = True
+        self._scheduler.leave()
         if self.pipe.scheduler is self._scheduler:
             self.pipe.scheduler = self._scheduler.stock
         if self._network is not None:
-            disconnect(self._network)
+            turns.disconnect(self._network)
 
     def __enter__(self) -> Applied:
         return self
@@ -91,19 +70,15 @@ def apply(plan: Plan, pipe: Any) -> Applied:
         raise InputError(f"apply: {plan!r} is not a plan; read it with Plan.load, and give the pipeline after it")
     before = getattr(pipe, "scheduler", None)
     stock = before.stock if isinstance(before, PlanScheduler) else before
-    model = _model(pipe, stock)
-    path = stretches(plan, model)
-    if path[0].move.ask[0] != path[0].move.t:
-        raise InputError(f"solver {plan.solver} asks first at another point than its noise; a pipeline cannot do that")
-    steps = inspect.signature(pipe.__call__).parameters.get("num_inference_steps")
-    scheduler = PlanScheduler(stock, path, model, frozenset({steps.default} if steps else ()))
-    if isinstance(before, PlanScheduler):
+    name, model = _model(pipe, stock)
+    scheduler = PlanScheduler(pipe, stock, plan, model, blends(name, model.module))
+    if isinstance(before, PlanScheduler) and before.pipe is pipe:  # pipelines may be made of another's components
         before.remove()
-    return Applied(plan, pipe, scheduler, model.module if any(stretch.skip for stretch in path) else None)
+    return Applied(plan, pipe, scheduler, model.module if scheduler.skips else None)
 
 
-def _model(pipe: Any, scheduler: Any) -> Model:
-    """The pipeline's network, with its noise schedule and what it predicts as its scheduler says.
+def _model(pipe: Any, scheduler: Any) -> tuple[str, Model]:
+    """What the pipeline is known as, and its network with the noise schedule and prediction that its scheduler says.
 
     Raises:
         InputError: the pipeline or its scheduler is of a kind that cannot follow a plan.
@@ -119,11 +94,13 @@ def _model(pipe: Any, scheduler: Any) -> Model:
             f"pipeline {kind} has no {component if module is None else 'scheduler'}; load the whole pipeline"
         )
     network, classes = called(module)
-    size = module.config.sample_size
-    return Model(
+    config = module.config
+    size = config.sample_size or 64  # any in which layers can be found
+    return known, Model(
         network,
         _schedule(scheduler),
-        (module.config.in_channels, *((size, size) if isinstance(size, int) else size)),
+        # of what the network takes: for repainting that is more than the sample. Only its layers are found with it
+        (config.in_channels, *((size, size) if isinstance(size, int) else size)),
         prediction=scheduler.config.get("prediction_type", "epsilon"),
         classes=classes,
         name=kind,
@@ -150,7 +127,12 @@ def _schedule(scheduler: Any) -> NoiseSchedule:
         schedule = NoiseSchedule.from_config(config)
     except (InputError, TypeError, ValueError):
         schedule = None
-    # the configuration describes in float64, as a search has it, what the scheduler holds in float32
-    if schedule is not None and len(schedule) == len(rounded) and np.allclose(schedule.alphas_cumprod, rounded, 1e-3):
+    # the configuration describes in float64, as a search has it, what the scheduler holds in float32, some schedulers
+    # with 2**-24 where no signal is left
+    if (
+        schedule is not None
+        and len(schedule) == len(rounded)
+        and np.allclose(schedule.alphas_cumprod, rounded, 1e-3, 1e-7)
+    ):
         return schedule
     return NoiseSchedule(np.maximum(rounded, 1e-24))  # as from_config, where no signal is left at the end

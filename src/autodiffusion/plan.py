@@ -7,6 +7,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -62,7 +63,7 @@ class Step(BaseModel):
 
     t: Time
     skip: frozenset[Annotated[int, Field(ge=0)]] = frozenset()
-    params: dict[str, Number] = {}
+    params: dict[str, Number] = Field(default_factory=dict)
 
     def __hash__(self) -> int:
         return hash((self.t, self.skip, *sorted(self.params.items())))
@@ -171,7 +172,7 @@ class Plan(BaseModel):
         """The free numbers of the steps that are not plain, first to last."""
         return tuple(step.params for step in self.steps)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """64 hexadecimal digits that name the plan: SHA-256 of its canonical JSON without ``origin``."""
         identity = self.model_dump(mode="json", exclude={"origin"})
@@ -185,6 +186,12 @@ class Plan(BaseModel):
 
     def __hash__(self) -> int:
         return int(self.digest[:15], 16)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Plan:
+        """A copy in which some fields are others; pydantic's own would keep the digest that is known of this plan."""
+        copied = super().model_copy(update=update, deep=deep)
+        copied.__dict__.pop("digest", None)
+        return copied
 
     def leaving(self, skips: Sequence[frozenset[int]] | None = None) -> Plan:
         """The same steps without these layers, one set a step; with ``None`` the whole network. Its origin is gone."""
@@ -205,7 +212,7 @@ class Plan(BaseModel):
         return self.model_copy(update={"origin": origin})
 
     def to_json(self) -> str:
-        """The plan as an indented JSON document, one step a line where it has no layers to leave out."""
+        """The plan as an indented JSON document."""
         return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"
 
     @classmethod

@@ -1,93 +1,28 @@
-"""A diffusers scheduler that follows a plan: the solver asks, and the pipeline's own loop answers.
-
-A solver calls the network itself; a pipeline calls the network, and then its scheduler. So a move is made again from
-its state, which nothing changes, with the answers known so far, until it asks for one more. That takes no network, and
-a move has few questions.
-"""
+"""A diffusers scheduler that follows a plan."""
 
 from __future__ import annotations
 
+import inspect
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import InitVar, dataclass, field, replace
-from typing import Any, TypeAlias
-from weakref import WeakKeyDictionary
+from itertools import accumulate
+from typing import Any
 
+import numpy as np
 import torch
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
-from diffusers.utils.torch_utils import randn_tensor
-from torch import Tensor, nn
+from torch import Tensor
 
+from autodiffusion import turns
 from autodiffusion.errors import InputError
 from autodiffusion.models import Model
-from autodiffusion.sampling import Stretch
+from autodiffusion.plan import Plan, tidy
+from autodiffusion.plan_run import Generators, Run, rest
+from autodiffusion.sampling import stretches
 from autodiffusion.solvers import State
-
-Generators: TypeAlias = torch.Generator | list[torch.Generator] | None
-
-
-class _Ask(BaseException):  # no Exception, which a solver of a user's may catch
-    """The solver asks for the noise in ``x``, and nobody has said it yet."""
-
-    def __init__(self, x: Tensor) -> None:
-        self.x = x
-
-
-@dataclass
-class _Run:
-    """A plan on its way through a pipeline's loop.
-
-    Attributes:
-        model: of the pipeline's network.
-        state: the solver's, before the move that is being made.
-        generator: of the noise that stochastic solvers draw.
-        move: the number of that move.
-        answers: what the network has said in it, and of these ``heard`` the solver has been told.
-        asked: where the network is asked next, of the pipeline's dtype.
-        drawn: the noise of the last move that drew any, by its number.
-    """
-
-    path: Sequence[Stretch]
-    model: InitVar[Model]
-    state: State
-    generator: Generators
-    move: int = 0
-    answers: list[Tensor] = field(default_factory=list)
-    heard: int = 0
-    asked: Tensor | None = None
-    drawn: dict[int, Tensor] = field(default_factory=dict)
-
-    def __post_init__(self, model: Model) -> None:
-        self._answering = replace(model, network=self._answer, dtype=self.state.x.dtype)
-
-    def go_on(self) -> Tensor:
-        """As far as the answers allow: the next point to be asked, or the sample at the end."""
-        while self.move < len(self.path):
-            stretch, self.heard = self.path[self.move], 0
-            try:
-                self.state = stretch.solver.step(self._predict, self.state, stretch.move, self._noise)
-            except _Ask as ask:
-                return ask.x
-            self.move, self.answers = self.move + 1, []
-        return self.state.x
-
-    def _predict(self, x: Tensor, t: float) -> Tensor:
-        if self.heard == len(self.answers):
-            raise _Ask(x)
-        return self._answering.predict(x, t, None)
-
-    def _answer(self, x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
-        self.heard += 1
-        return self.answers[self.heard - 1]
-
-    def _noise(self, number: int) -> Tensor:
-        """The same for a move that is made again."""
-        if number not in self.drawn:
-            x = self.state.x
-            self.drawn = {number: randn_tensor(x.shape, generator=self.generator, device=x.device, dtype=x.dtype)}
-        return self.drawn[number]
 
 
 class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # config_name, of both
@@ -97,32 +32,53 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # confi
     states are float32 at least, whatever the pipeline's dtype.
 
     Attributes:
-        order: 1, as the time steps are those of the network evaluations.
+        order: evaluations of each step but the last, where all have as many, otherwise 1: what pipelines multiply by to
+            find the evaluation at which a step begins.
         init_noise_sigma: 1, the standard deviation of the first noise.
         timesteps: the times of the evaluations, in order; whole ones as integers, as the stock schedulers have them.
         num_inference_steps: how many there are.
+        pipe: the pipeline that it was made for.
         stock: the scheduler that this one replaces, whose configuration it shows.
         remove: gives the pipeline ``stock`` back.
+        skips: whether the plan leaves out layers.
 
-    It is made of the plan's moves on the model of the pipeline's network; ``counts`` are the numbers of steps that may
-    be asked for without a warning, besides the plan's.
+    Args:
+        plan: is checked against the network's layers and noise schedule.
+        model: of the pipeline's network.
+        blends: whether the pipeline puts the known part of an image into the sample after each step.
+
+    Raises:
+        InputError: the plan is none that a pipeline with this network can follow.
     """
 
-    order = 1
     init_noise_sigma = 1.0
     remove: Callable[[], None]
 
-    def __init__(self, stock: Any, path: Sequence[Stretch], model: Model, counts: frozenset[int]) -> None:
+    def __init__(self, pipe: Any, stock: Any, plan: Plan, model: Model, blends: bool = False) -> None:
         configured: Any = self
         configured.register_to_config(**stock.config)
-        self.stock, self._path, self._model = stock, path, model
-        asked = [t for stretch in path for t in stretch.move.ask]
-        whole = all(t.is_integer() for t in asked)
-        self._times = torch.tensor(asked, dtype=torch.int64 if whole else torch.float32)
-        self._counts = counts | {len(path), len(asked)}
-        self.timesteps, self.num_inference_steps = self._times, len(asked)
-        self._begun = False
-        self._run: _Run | None = None
+        self.pipe, self.stock, self._plan, self._model, self._blends = pipe, stock, plan, model, blends
+        self._whole = self._path = stretches(plan, model)
+        if self._whole[0].move.ask[0] != self._whole[0].move.t:
+            raise InputError(
+                f"solver {plan.solver} asks first at another point than its noise; a pipeline cannot do that"
+            )
+        asks = [len(stretch.move.ask) for stretch in self._whole]
+        self._begins = (0, *accumulate(asks))  # the evaluation at which each step begins
+        regular = set(asks[:-1]) <= {asks[0]} and asks[-1] <= asks[0]
+        self.order = asks[0] if regular else 1
+        # the number of steps that the pipeline must be told for begin_index, a multiple of order, to be what it means
+        self._needed = len(asks) if regular else sum(asks)
+        self._asked = [t for stretch in self._whole for t in stretch.move.ask]
+        whole = all(t.is_integer() for t in self._asked)
+        self._times = torch.tensor(self._asked, dtype=torch.int64 if whole else torch.float32)
+        steps = inspect.signature(pipe.__call__).parameters.get("num_inference_steps")
+        self._counts = {len(asks), len(self._asked), *((steps.default,) if steps else ())}
+        self.timesteps, self.num_inference_steps, self._count = self._times, len(self._asked), len(asks)
+        self.skips = any(stretch.skip for stretch in self._whole)
+        self._begun = self._left = False
+        self._first, self._last = 0, len(self._whole)
+        self._run: Run | None = None
 
     def __len__(self) -> int:
         return len(self._model.schedule)
@@ -132,23 +88,115 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # confi
         num_inference_steps: int | None = None,
         device: str | torch.device | None = None,
         timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
     ) -> None:
-        """Begins the plan. Other steps than the plan's are not taken; a warning says so."""
+        """Begins the plan. Other steps than the plan's are not taken; a warning says so.
+
+        Raises:
+            InputError: the plan was removed, or the pipeline is to stop within one of its steps (``denoising_end``).
+        """
+        if self._left:
+            raise InputError("scheduler: its plan was removed; apply one to this pipeline, or give it a scheduler")
+        self.stop()
+        count = len(self._asked)
         if timesteps is not None:
-            given, other = "other timesteps", [float(t) for t in timesteps] != self._times.tolist()
+            same = len(timesteps) == count and np.allclose(timesteps, self._asked, rtol=0, atol=1e-3)
+            given, other = "other timesteps are", not same
+        elif sigmas is not None:
+            ours = [math.exp(-self._model.schedule.log_snr(t)) for t in self._asked]
+            pairs = zip(sigmas, ours, strict=False)
+            given, other = "other sigmas are", len(sigmas) < count or any(abs(a - b) > 1e-3 * b for a, b in pairs)
         else:
-            given, other = f"num_inference_steps = {num_inference_steps}", num_inference_steps not in self._counts
+            given, other = f"num_inference_steps = {num_inference_steps} is", num_inference_steps not in self._counts
         if other:
-            count = len(self._times)
-            warnings.warn(f"{given} is not followed: the plan asks the network {count} times", stacklevel=2)
+            warnings.warn(f"{given} not followed: the plan asks the network {count} times", stacklevel=2)
+        self._count = num_inference_steps or count
+        self._first, self._last = 0, self._stop_early()
+        self._path = self._whole[: self._last]
         self.timesteps = self._times.to(device)
         self._begun, self._run = True, None
         if self._model.module is not None:
-            _turns[self._model.module] = self
+            turns.take(self._model.module, self.asking)
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Begins in the middle, as pipelines do that start from an image: at the plan's step that begins there.
+
+        The solver begins there, with the steps that are left: :func:`rest` of the plan.
+
+        Args:
+            begin_index: the first of ``timesteps`` that the pipeline goes through.
+
+        Raises:
+            InputError: no step of the plan begins there, or its solver would begin otherwise than it goes on.
+        """
+        if begin_index == 0:
+            return
+        steps = len(self._whole)
+        try:
+            if self._count != self._needed:
+                raise InputError(
+                    f"num_inference_steps = {self._count}: to begin in the middle of this plan, call the pipeline with "
+                    f"num_inference_steps={self._needed}"
+                )
+            if begin_index >= len(self._asked):
+                raise InputError(f"strength leaves none of the plan's {steps} steps; give at least 1/{steps}")
+            first = self._step_at(begin_index, "begin")
+            path = stretches(rest(self._plan, first, self._model.schedule), self._model)
+            if [t for stretch in path for t in stretch.move.ask] != self._asked[begin_index:]:
+                raise InputError(
+                    f"solver {self._plan.solver} begins otherwise than it goes on; it cannot begin in the middle"
+                )
+        except InputError:
+            self.stop()
+            raise
+        if any(self._plan.params[first:]):
+            warnings.warn(
+                "the plan's free numbers are made for a beginning in pure noise, not in its middle", stacklevel=2
+            )
+        self._first, self._path = begin_index, path[: self._last - first]
+
+    def _stop_early(self) -> int:
+        """How many steps the pipeline makes: all, or those before the ``denoising_end`` of Stable Diffusion XL."""
+        end = getattr(self.pipe, "denoising_end", None)
+        if not (isinstance(end, float) and 0 < end < 1):
+            return len(self._whole)
+        training = len(self._model.schedule)
+        cutoff = round(training - end * training)  # as the pipelines do it
+        return self._step_at(sum(t >= cutoff for t in self._asked), "end")
+
+    def _step_at(self, evaluations: int, what: str) -> int:
+        """The number of the step that begins after so many evaluations, or how many there are.
+
+        Raises:
+            InputError: none does, or it asks the network elsewhere than where it begins.
+        """
+        if evaluations == len(self._asked):
+            return len(self._whole)
+        step = self._begins.index(evaluations) if evaluations in self._begins else 0
+        move = self._whole[step].move
+        if step == 0 or move.ask[0] != move.t:
+            at = tidy(self._asked[evaluations])
+            raise InputError(
+                f"solver {self._plan.solver} cannot {what} at t = {at}, which is within a step of the plan"
+            )
+        return step
 
     def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None) -> Tensor:
         """The sample as it is."""
         return sample
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Samples as they are at these times: ``alpha(t) original + sigma(t) noise``.
+
+        Args:
+            original_samples: clean, ``[B, ...]``.
+            timesteps: one for each sample, or one for all.
+        """
+        schedule, times = self._model.schedule, timesteps.flatten().tolist()
+        shape = (len(times), *[1] * (original_samples.ndim - 1))
+        alpha = original_samples.new_tensor([schedule.alpha(t) for t in times]).view(shape)
+        sigma = original_samples.new_tensor([schedule.sigma(t) for t in times]).view(shape)
+        return alpha * original_samples + sigma * noise
 
     def step(
         self,
@@ -159,7 +207,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # confi
         use_clipped_model_output: bool | None = None,
         generator: Generators = None,
         return_dict: bool = True,
-    ) -> SchedulerOutput | tuple[Tensor]:
+    ) -> SchedulerOutput | tuple[Tensor, Tensor]:
         """Hands the network's answer to the solver.
 
         Args:
@@ -169,29 +217,36 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # confi
             generator: of the noise that the plan's solver draws, if it draws any.
 
         Returns:
-            Where the network is asked next, at the end the sample, in the dtype of ``sample``.
+            Where the network is asked next, at the end the sample, in the dtype of ``sample``; as a tuple twice, for
+            the pipelines of PixArt take the second where they are asked for one step.
 
         Raises:
-            InputError: the plan is not begun, is begun in its middle, or the sample is not the one that was returned.
+            InputError: the plan is not begun, is begun elsewhere than was said, or the sample is not the one that was
+                returned.
         """
         if not self._begun:
             raise InputError("scheduler: the plan is at its end or not begun; set_timesteps begins it")
         run = self._run
         if run is None:
-            if float(timestep) != float(self._times[0]):
+            first = float(self._times[self._first])
+            if float(timestep) != first:
+                self.stop()
                 begins = f"the pipeline begins at t = {float(timestep):g}"
-                raise InputError(f"scheduler: {begins}, the plan at {float(self._times[0]):g}; go all the way with it")
+                raise InputError(f"scheduler: {begins}, the plan at {first:g}; set_begin_index begins it in its middle")
             if eta or use_clipped_model_output:
                 warnings.warn("eta and clipping are those of the plan, not of this call", stacklevel=2)
             state = State(sample.to(torch.promote_types(sample.dtype, torch.float32)))
-            run = self._run = _Run(self._path, self._model, state, generator)
-        elif sample is not run.asked and not _same(sample, run.asked):
-            raise InputError("scheduler: this pipeline changes the sample between steps; it cannot follow plans")
+            run = self._run = Run(self._path, self._model, state, generator)
+        elif not self._blends and sample is not run.asked and not _same(sample, run.asked):
+            self.stop()
+            raise InputError(
+                "scheduler: the sample was changed between two steps; that cannot be while following a plan"
+            )
         run.answers.append(model_output)
         x = run.asked = run.go_on().to(sample.dtype)
         if run.move == len(run.path):
-            self._stop()
-        return SchedulerOutput(prev_sample=x) if return_dict else (x,)
+            self.stop()
+        return SchedulerOutput(prev_sample=x) if return_dict else (x, x)
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """Raises :class:`InputError`: a pipeline is saved with a scheduler of its own."""
@@ -204,55 +259,26 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # confi
             with self._model.without(self._path[self._run.move if self._run else 0].skip):
                 yield
         except BaseException:
-            self._stop()
+            self.stop()
             raise
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
         """Ends the run and forgets it."""
         self._begun, self._run = False, None
-        if self._model.module is not None and _turns.get(self._model.module) is self:
-            del _turns[self._model.module]
+        if self._model.module is not None:
+            turns.end(self._model.module, self.asking)
+
+    def leave(self) -> None:
+        """Ends the run, and begins no other: the plan was removed."""
+        self.stop()
+        self._left = True
 
 
 def _same(sample: Tensor, asked: Tensor | None) -> bool:
-    """Whether the first sample is as it was returned; pipelines that guide repeat the batch, and drop the copy."""
-    return asked is not None and torch.allclose(sample[0], asked[0], rtol=0, atol=0, equal_nan=True)
-
-
-# The layers. Pipelines may share a network, so its class is changed for all of them, and the scheduler whose turn it is
-# says what is left out. A class and no hook, because torch.compile takes hooks into its graph.
-
-_turns: WeakKeyDictionary[nn.Module, PlanScheduler] = WeakKeyDictionary()
-"""The scheduler that waits for an answer of this network."""
-
-_users: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
-"""How many pipelines follow plans with layers on this network."""
-
-
-def _switching(cls: type[nn.Module]) -> type[nn.Module]:
-    """The class derived from ``cls`` whose calls leave out what the plan says."""
-
-    def call(network: Any, *args: Any, **kwargs: Any) -> Any:
-        scheduler = _turns.get(network)
-        if scheduler is None:
-            return cls.__call__(network, *args, **kwargs)
-        with scheduler.asking():
-            return cls.__call__(network, *args, **kwargs)
-
-    body = {"__call__": call, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
-    return type(cls.__name__, (cls,), body)
-
-
-def connect(network: nn.Module) -> None:
-    """Lets plans leave out layers of ``network``, until as many calls of :func:`disconnect`."""
-    if network not in _users:
-        network.__class__ = _switching(type(network))
-    _users[network] = _users.get(network, 0) + 1
-
-
-def disconnect(network: nn.Module) -> None:
-    """Undoes one :func:`connect`."""
-    _users[network] -= 1
-    if not _users[network]:
-        del _users[network]
-        network.__class__ = type(network).__bases__[0]
+    """Whether the sample is as it was returned. Pipelines that guide may have repeated the first half of it."""
+    assert asked is not None
+    if len(sample) % 2 == 0:
+        one, other = sample.chunk(2)
+        if torch.equal(one, other):
+            sample, asked = one, asked[: len(one)]
+    return torch.allclose(sample, asked, rtol=0, atol=0, equal_nan=True)

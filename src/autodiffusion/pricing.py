@@ -7,6 +7,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 from autodiffusion.costs import Costs, MaxCost, Unit
@@ -81,7 +82,8 @@ def layered_space(settings: Settings, space: SearchSpace, pricing: Pricing) -> t
     affordable = max(1, bisect_right(range(1, feasible + 1), budget, key=whole))
     least = settings.min_steps or min(affordable, steps)
     most = settings.max_steps or min(feasible, max(steps, round(1.5 * steps * budget / whole(steps))))
-    spaces = {count: replace(space, steps=count) for count in {*range(least, most + 1), affordable}}
+    # downwards, so that more steps than fit are refused before there is a space for each number
+    spaces = {count: replace(space, steps=count) for count in chain(range(most, least - 1, -1), [affordable])}
     try:
         return LayeredSpace(spaces, least, most, costs, budget, evaluations=evaluations), affordable
     except InputError as error:

@@ -1,11 +1,14 @@
-"""Plans that were published with AutoDiffusion (Li et al. 2023), by name: ``adm-g/imagenet64/4``.
+"""Published plans by name: those of AutoDiffusion (Li et al. 2023) and of Align Your Steps (Sabour et al. 2024).
 
-A name is MODEL/DATASET/STEPS, and what distinguishes the plan where there are several: ``plms``, ``dpm_solver++`` (the
-solver), ``random`` (found by random search), ``layers`` (leaves out layers). ``published.yaml`` has them as printed.
+AutoDiffusion's names are MODEL/DATASET/STEPS (``adm-g/imagenet64/4``), and what distinguishes the plan where there are
+several: ``plms``, ``dpm_solver++`` (the solver), ``random`` (found by random search), ``layers`` (leaves out layers).
+Align Your Steps' are ``ays/sd/10`` and ``ays/sdxl/10``; in other numbers of steps they are the grids ``ays_sd`` and
+``ays_sdxl``. ``published.yaml`` has them as printed.
 """
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ TRAINING_STEPS = 1000
 
 @cache
 def published() -> dict[str, Plan]:
-    """The plans by name, in the order of the paper's tables.
+    """The plans by name, AutoDiffusion's first, in the order of its tables.
 
     Times are the models' training time steps, 0 to 999, and fall. DPM-Solver's were printed in (0, 1]: its node s is
     the time ``1000 s - 1``, a real number, and the last node is the plan's ``end``. ``origin`` tells the source, the
@@ -64,6 +67,6 @@ def read(name: str) -> Plan:
     """
     if name in published():
         return published()[name]
-    if name.endswith(".json") or Path(name).is_file():
+    if name.endswith(".json") or os.path.isfile(name):  # pathlib's fails on names that are too long
         return Plan.load(name)
     raise InputError(f"plan '{name}' is neither a file nor published {nearest(name, published())}")

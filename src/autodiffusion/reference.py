@@ -189,10 +189,10 @@ def load(source: Path | str, extractor: Extractor, shape: Sequence[int] | None =
             another feature network.
     """
     path = Path(source)
-    if path.is_dir():
+    if os.path.isdir(path):  # pathlib's fails on names that are too long
         images = folder(path)
         return Reference.of(extractor(images), extractor.name, images, path.name)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"{path}: does not exist; give a folder of images or an .npz file")
     arrays = Arrays(path)
     if "format" in arrays.shapes:

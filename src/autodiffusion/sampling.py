@@ -78,12 +78,14 @@ class Point:
     said: tuple[float, frozenset[int], Tensor | Guided] | None = None
 
     @property
-    def bytes(self) -> int:
-        """Memory that its tensors take."""
-        tensors = [self.state.x, *(prediction for _, prediction in self.state.history)]
-        if self.said:
-            tensors += self.said[2] if isinstance(self.said[2], Guided) else [self.said[2]]
-        return sum(tensor.nbytes for tensor in tensors)
+    def tensors(self) -> list[Tensor]:
+        """All that it holds; states along a way have many in common."""
+        state, said = self.state, self.said
+        held = [state.x, *(prediction for _, prediction in state.history)]
+        held += [] if state.start is None else [state.start]
+        if said:
+            held += said[2] if isinstance(said[2], Guided) else [said[2]]
+        return held
 
 
 class Beginnings:
@@ -114,11 +116,15 @@ class Beginnings:
     def trim(self, keys: Keys) -> None:
         """Forgets what is over the limit, but nothing on the way of ``keys``."""
         way = {keys[:n] for n in range(len(keys) + 1)}
-        total = sum(point.bytes for point in self._points.values())
-        for old in [old for old in self._points if old not in way]:
-            if total <= self.limit:
-                return
-            total -= self._points.pop(old).bytes
+        counted, total = set[int](), 0
+        latest = list(reversed(self._points))
+        # the way first, then what was used last; what several points hold takes memory once
+        for place in sorted(latest, key=lambda place: place not in way):
+            new = {id(tensor): tensor.nbytes for tensor in self._points[place].tensors if id(tensor) not in counted}
+            counted.update(new)
+            total += sum(new.values())
+            if total > self.limit and place not in way:
+                del self._points[place]
 
     def keep_only(self, ways: Iterable[Keys]) -> None:
         """Forgets what does not lie on any of these ways, and what the network said: that depends on who came last."""

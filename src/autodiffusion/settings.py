@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from autodiffusion.costs import MaxCost
 from autodiffusion.errors import InputError, nearest, one_line
-from autodiffusion.grids import GRIDS
+from autodiffusion.grids import GRIDS, NAMED
 from autodiffusion.plan import Option
 from autodiffusion.published import published
 
@@ -52,6 +52,7 @@ OF_LAYERS = ("max_cost", "min_steps", "max_steps")
 OF_MODEL = {"device", "dtype", "guidance_scale", "classes", "null_class", "schedule"} | {
     "checkpoint",
     "classifier",
+    "captions",
     "model_options",
 }
 """Settings that a model is loaded with, besides its name."""
@@ -64,8 +65,8 @@ class Settings(BaseModel):
     """A search, completely described. ``config.yaml`` of a run holds one, resolved.
 
     Attributes:
-        model: ``mnist``, ``adm/imagenet64`` and the like, a folder or hub name of a diffusers UNet, or
-            ``package.module:factory``.
+        model: ``mnist``, ``adm/imagenet64`` and the like, a folder or hub name of a diffusers UNet or Stable Diffusion
+            pipeline, a single file of one, or ``package.module:factory``.
         steps: number of steps of the plans.
         solver: its name; ``solver_options`` its options, of which ``clip`` is the model's where it is not given.
         free_end: search the time at which the solver stops as well; by default with a continuous solver.
@@ -89,7 +90,7 @@ class Settings(BaseModel):
         confirm_samples: for that choice and, on other fresh noise again, for the figures reported.
         teacher: steps of a many-step row in the final table, 0 for none.
         guidance_scale, classes, null_class, schedule: of the model, where its files do not say.
-        checkpoint, classifier, model_options: files and options of a model that takes such.
+        checkpoint, classifier, captions, model_options: files and options of a model that takes such.
         batch_size, device, dtype, threads: how it runs; ``threads`` 0 leaves it to torch.
         cache_mb: memory for what candidates have in common from one round to the next, on the device.
     """
@@ -127,6 +128,7 @@ class Settings(BaseModel):
     schedule: str | None = None
     checkpoint: str | None = None
     classifier: str | None = None
+    captions: str | None = None
     model_options: dict[str, Option] = {}
     batch_size: Count = 128
     cache_mb: Annotated[int, Field(ge=0)] = 1024
@@ -158,9 +160,9 @@ class Settings(BaseModel):
         except ValidationError as error:
             raise one_line(error, where, cls.model_fields) from None
         for name in settings.starts:
-            if name not in GRIDS and name not in published() and not name.endswith(".json"):
+            if name not in NAMED and name not in published() and not name.endswith(".json"):
                 raise InputError(
-                    f"{where}: starts: grid '{name}' is unknown {nearest(name, GRIDS)}; a plan's file ends in .json"
+                    f"{where}: starts: grid '{name}' is unknown {nearest(name, NAMED)}; a plan's file ends in .json"
                 )
         _check_layers(settings, where)
         return settings

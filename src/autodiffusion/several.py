@@ -35,7 +35,8 @@ def search_several(
     counts = sorted(set(steps))
     if not counts:
         raise InputError(f"{where}: steps: is empty; give one number of steps or several, such as 4,6,10")
-    budget = options.pop("budget", None)
+    budget = Settings.of(where, steps=counts[0], **options).budget
+    options.pop("budget", None)
     model, times = None, load_times(out / str(counts[0]) / TIMES)
     for count in counts:
         share = None if budget is None else _share(budget, count, counts)

@@ -153,7 +153,7 @@ class SearchSpace:
         params: list[dict[str, float]] = [{} for _ in plan.steps]
         for (i, number), value in zip(self.numbers, np.asarray(values, dtype=np.float64), strict=True):
             chosen = min(max(round(float(value), DIGITS), number.low), number.high)
-            if chosen != number.plain:
+            if round(chosen - number.plain, DIGITS):
                 params[i][number.name] = chosen
         return plan.tuned(params)
 

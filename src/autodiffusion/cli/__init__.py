@@ -64,11 +64,14 @@ def main() -> NoReturn:
     except (typer.Abort, KeyboardInterrupt):
         status = INTERRUPTED
     except Exception as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):  # pydantic wraps one that reaches its serializers
+            status = INTERRUPTED
         # what typer says of unknown or malformed options; which class that is differs between its versions
-        if hasattr(error, "format_message"):
+        elif hasattr(error, "format_message"):
             command = getattr(getattr(error, "ctx", None), "command_path", "autodiffusion")
             sys.exit(_complain(f"{error.format_message().rstrip('.')}; {command} --help lists what there is", 2))
-        raise
+        else:
+            raise
     if status == INTERRUPTED:  # which some versions of typer give back and others raise
         print(f"interrupted; to go on: {shlex.join(['autodiffusion', *sys.argv[1:]])}", file=sys.stderr)
     sys.exit(status if isinstance(status, int) else 0)

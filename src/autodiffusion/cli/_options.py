@@ -18,12 +18,17 @@ from autodiffusion.strategies.evolution import Evolution
 from autodiffusion.strategies.random import Random
 
 MODELS = (
-    "mnist, adm/imagenet64, adm/lsun-cat, adm/lsun-bedroom, adm, a folder or hub name of a diffusers UNet, or "
-    "package.module:factory"
+    "mnist, adm/imagenet64, adm/lsun-cat, adm/lsun-bedroom, adm, a folder or hub name of a diffusers UNet or Stable "
+    "Diffusion pipeline, a .ckpt or .safetensors file of one, or package.module:factory"
 )
 ModelName = Annotated[str, typer.Option("--model", help=MODELS)]
-Checkpoint = Annotated[str | None, typer.Option(help="file of an adm model's weights")]
+Checkpoint = Annotated[
+    str | None, typer.Option(help="file of an adm model's weights, or of a Stable Diffusion pipeline's")
+]
 Classifier = Annotated[str | None, typer.Option(help="file of the weights of the classifier that guides it")]
+Captions = Annotated[
+    str | None, typer.Option(help="what a text-to-image model is asked to show: .txt, .csv, or captions_val2014.json")
+]
 ModelOption = Annotated[
     list[str] | None, typer.Option("--model-option", help="NAME=VALUE, a flag of an adm model, may be repeated")
 ]
@@ -34,8 +39,8 @@ Features = Annotated[str | None, typer.Option(help="feature network: mnist, ince
 Guidance = Annotated[
     float | None, typer.Option("--guidance-scale", help="classifier-free, 1 is none; or the classifier's, 0 is none")
 ]
-Classes = Annotated[int | None, typer.Option(help="number of classes, where the model's files do not say")]
-NullClass = Annotated[int | None, typer.Option("--null-class", help="the label that stands for no class")]
+Classes = Annotated[int | None, typer.Option(min=1, help="number of classes, where the model's files do not say")]
+NullClass = Annotated[int | None, typer.Option("--null-class", min=0, help="the label that stands for no class")]
 Schedule = Annotated[str | None, typer.Option(help="linear, scaled_linear or cosine, for a bare UNet")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")]
 Dtype = Annotated[str, typer.Option(help="float32, float16 or bfloat16")]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def print_json(content: Any) -> None:
@@ -18,7 +21,6 @@ def print_rows(rows: list[dict[str, Any]], costs: bool = False) -> None:
     Args:
         costs: say what each plan costs, where the rows do.
     """
-    from rich.console import Console
     from rich.table import Table
 
     from autodiffusion.confirm import figure
@@ -35,5 +37,12 @@ def print_rows(rows: list[dict[str, Any]], costs: bool = False) -> None:
         plan = describe(Plan.model_validate(row["plan"])) if len(row["plan"]["steps"]) <= 20 else "..."
         price = [priced(row.get("cost", {}))] if cost else []
         table.add_row(row["name"], str(row["nfe"]), *price, *scores, plan)
+    print_table(table)
+
+
+def print_table(table: Table) -> None:
+    """As wide as the terminal, or 160 where there is none."""
+    from rich.console import Console
+
     # what the user named is printed as it is: neither markup nor emoji
     Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False, highlight=False).print(table)

@@ -8,6 +8,7 @@ import typer
 
 from autodiffusion.cli._options import (
     Batch,
+    Captions,
     Checkpoint,
     Classes,
     Classifier,
@@ -48,6 +49,7 @@ def evaluate_command(
     guidance_scale: Guidance = None,
     checkpoint: Checkpoint = None,
     classifier: Classifier = None,
+    captions: Captions = None,
     model_option: ModelOption = None,
     classes: Classes = None,
     null_class: NullClass = None,
@@ -75,7 +77,7 @@ def evaluate_command(
 
     loaded = load_model(locals())
     chosen = load_plan(plan, loaded, solver, solver_option)
-    evaluator, source = prepare(loaded, features, reference, batch_size)
+    evaluator, source = prepare(loaded, features, reference, batch_size, samples)
     metrics = [name.strip() for name in metric.split(",") if name.strip()]
     reference_found = check_source(source, evaluator, metrics)
     evaluations, time = nfe(chosen, loaded), None
@@ -105,10 +107,13 @@ def evaluate_command(
 
 def _cost(kept: dict[str, float], every: dict[str, float], time: Timing | None) -> str:
     """What a sample costs, of what it would with the whole network."""
+    from autodiffusion.costs import short
+
     names = {"layers": "layers", "macs": "MACs"}
     parts = [
         f"{cost:,.0f} of {every[unit]:,.0f} {names[unit]} ({cost / every[unit]:.1%})" for unit, cost in kept.items()
     ]
     if time:
-        parts.append(f"{time.ms:.4g} [{time.low:.4g}, {time.high:.4g}] of {time.ms_whole:.4g} ms ({time.ratio:.1%})")
+        ms, low, high, whole = (short(value) for value in (time.ms, time.low, time.high, time.ms_whole))
+        parts.append(f"{ms} [{low}, {high}] of {whole} ms ({time.ratio:.1%})")
     return f"a sample costs {', '.join(parts)}"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
 
 from autodiffusion.cli._options import (
     MODELS,
+    Captions,
     Checkpoint,
     Classes,
     Classifier,
@@ -21,13 +21,14 @@ from autodiffusion.cli._options import (
     Threads,
     load_model,
 )
-from autodiffusion.cli._output import print_json
+from autodiffusion.cli._output import print_json, print_table
 
 
 def layers_command(
     model: Annotated[str, typer.Argument(help=MODELS)],
     checkpoint: Checkpoint = None,
     classifier: Classifier = None,
+    captions: Captions = None,
     model_option: ModelOption = None,
     classes: Classes = None,
     null_class: NullClass = None,
@@ -44,7 +45,6 @@ def layers_command(
         return print_json(
             {"model": loaded.name, "macs": loaded.macs, "layers": [vars(layer) for layer in loaded.layers]}
         )
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("number", "name", "kind", "MACs", "share", title=loaded.name, title_justify="left", show_footer=True)
@@ -54,4 +54,4 @@ def layers_command(
     for layer in loaded.layers:
         share = f"{100 * layer.macs / loaded.macs:.1f} %"
         table.add_row(str(layer.number), layer.name, layer.kind, f"{layer.macs:,}", share)
-    Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False, highlight=False).print(table)
+    print_table(table)

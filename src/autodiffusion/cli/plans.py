@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from autodiffusion.cli._options import Json, check_writable
-from autodiffusion.cli._output import print_json
-from autodiffusion.errors import InputError
+from autodiffusion.cli._options import MODELS, Json, check_writable
+from autodiffusion.cli._output import print_json, print_table
+from autodiffusion.errors import InputError, nearest
 from autodiffusion.plan import Plan
+
+if TYPE_CHECKING:
+    from autodiffusion.schedule import NoiseSchedule
 
 
 def plans_command(
@@ -21,26 +24,37 @@ def plans_command(
     ] = None,
     resample: Annotated[int | None, typer.Option(min=1, help="give the plan this number of steps")] = None,
     out: Annotated[Path | None, typer.Option(help="file for the resampled plan")] = None,
+    sigmas: Annotated[
+        bool, typer.Option("--sigmas", help="print its sigmas for other programs; also of a grid such as ays_sd:10")
+    ] = False,
+    model: Annotated[str | None, typer.Option(help=f"whose noise schedule the sigmas are of: {MODELS}")] = None,
+    schedule: Annotated[str | None, typer.Option(help="that noise schedule: linear, scaled_linear or cosine")] = None,
     as_json: Json = False,
 ) -> None:
-    """Lists the published plans, shows a plan and where it came from, or gives it another number of steps."""
+    """Lists the published plans, shows a plan, where it came from, its sigmas, or gives it another number of steps."""
     from autodiffusion.published import published, read
     from autodiffusion.resample import resample as resampled
 
+    if (model or schedule) and not sigmas:
+        raise InputError("--model and --schedule say of which noise schedule sigmas are; give --sigmas too")
     if plan is None:
-        if resample or out:
-            raise InputError("--resample and --out are for one plan; give its file or its name")
+        if resample or out or sigmas:
+            raise InputError("--resample, --out and --sigmas are for one plan; give its file or its name")
         return print_json([_entry(*item) for item in published().items()]) if as_json else _print_list(published())
-    chosen = read(plan)
-    if resample is None:
-        if out:
-            raise InputError("--out is for a resampled plan; give --resample with a number of steps")
-        return print_json([_entry(plan, chosen)]) if as_json else _print(chosen)
-    chosen = resampled(chosen, resample)
+    noise = _noise(model, schedule) if sigmas else None
+    chosen = _grid(plan, noise) or read(plan)
+    if resample is None and out:
+        raise InputError("--out is for a resampled plan; give --resample with a number of steps")
+    if resample is not None:
+        chosen = resampled(chosen, resample)
     if out:
         check_writable(out)
         chosen.save(out)
-    if as_json:
+    if noise:
+        _print_sigmas(chosen, noise, as_json)
+    elif resample is None:
+        print_json([_entry(plan, chosen)]) if as_json else _print(chosen)
+    elif as_json:
         print_json({"plan": chosen.model_dump(mode="json")})
     elif out:
         from autodiffusion.evaluate import describe
@@ -48,6 +62,39 @@ def plans_command(
         print(f"{out}: {describe(chosen)}")
     else:
         print(chosen.to_json(), end="")
+
+
+def _noise(model: str | None, schedule: str | None) -> NoiseSchedule:
+    """The noise schedule that a model or a name stands for."""
+    from autodiffusion.models import load
+    from autodiffusion.models._load import SCHEDULES
+
+    if model is not None:
+        return load(model, schedule=schedule).schedule
+    if schedule is None:
+        raise InputError(f"--sigmas depend on the noise schedule; give --model, or --schedule {', '.join(SCHEDULES)}")
+    if schedule not in SCHEDULES:
+        raise InputError(f"schedule '{schedule}' is unknown {nearest(schedule, SCHEDULES)}")
+    return SCHEDULES[schedule]()
+
+
+def _grid(name: str, noise: NoiseSchedule | None) -> Plan | None:
+    """The named grid ``name`` as a plan, where there is a noise schedule and that is what is named."""
+    from autodiffusion.grids import NAMED, grid, parse
+
+    if noise is None or name.partition(":")[0] not in NAMED:
+        return None
+    return Plan.of("ddim", grid(*parse(name), noise, continuous=True))
+
+
+def _print_sigmas(plan: Plan, noise: NoiseSchedule, as_json: bool) -> None:
+    """The sigmas alone on standard output; what they leave out of the plan on the other."""
+    from autodiffusion.export import left_out, sigmas, text
+
+    values = sigmas(plan, noise)
+    print_json({"plan": plan.model_dump(mode="json"), "sigmas": values}) if as_json else print(text(values))
+    if lost := left_out(plan):
+        print(f"autodiffusion: sigmas carry the plan's times alone, not {lost}", file=sys.stderr)
 
 
 def _entry(name: str, plan: Plan) -> dict[str, Any]:
@@ -68,7 +115,6 @@ def _print(plan: Plan) -> None:
 
 def _print_list(plans: dict[str, Plan]) -> None:
     """The published plans as a table."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("name", "solver", "steps", "layers left out", "source")
@@ -76,4 +122,4 @@ def _print_list(plans: dict[str, Plan]) -> None:
         left_out = sum(len(step.skip) for step in plan.steps)
         source = f"{plan.origin['source']}{'; in part assumed' if 'assumed' in plan.origin else ''}"
         table.add_row(name, plan.solver, str(len(plan.steps)), str(left_out), source)
-    Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False, highlight=False).print(table)
+    print_table(table)

@@ -9,6 +9,7 @@ import typer
 
 from autodiffusion.cli._options import (
     Batch,
+    Captions,
     Checkpoint,
     Classes,
     Classifier,
@@ -36,6 +37,7 @@ def reference_command(
     guidance_scale: Guidance = None,
     checkpoint: Checkpoint = None,
     classifier: Classifier = None,
+    captions: Captions = None,
     model_option: ModelOption = None,
     classes: Classes = None,
     null_class: NullClass = None,

@@ -9,6 +9,7 @@ import typer
 
 from autodiffusion.cli._options import (
     Batch,
+    Captions,
     Checkpoint,
     Classes,
     Classifier,
@@ -44,6 +45,7 @@ def sample_command(
     guidance_scale: Guidance = None,
     checkpoint: Checkpoint = None,
     classifier: Classifier = None,
+    captions: Captions = None,
     model_option: ModelOption = None,
     classes: Classes = None,
     null_class: NullClass = None,
@@ -54,16 +56,15 @@ def sample_command(
     threads: Threads = 0,
 ) -> None:
     """Draws images of a plan or a named grid into one picture."""
+    from autodiffusion.grids import NAMED
     from autodiffusion.progress import Shown
-    from autodiffusion.published import published
     from autodiffusion.report import picture
     from autodiffusion.sampling import nfe, sample
 
     loaded = load_model(locals())
     plans = {plan: load_plan(plan, loaded, solver, solver_option)}
     if compare:
-        is_plan = ":" in compare or compare in published() or Path(compare).suffix
-        whole = compare if is_plan else f"{compare}:{len(plans[plan].steps)}"
+        whole = f"{compare}:{len(plans[plan].steps)}" if compare in NAMED else compare
         plans[whole] = load_plan(whole, loaded, solver, solver_option)
     check_writable(out)
     with Shown() as progress:

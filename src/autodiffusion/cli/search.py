@@ -10,6 +10,7 @@ import typer
 from autodiffusion.cli._options import (
     MODELS,
     SOLVERS,
+    Captions,
     Checkpoint,
     Classes,
     Classifier,
@@ -26,6 +27,7 @@ from autodiffusion.cli._options import (
 )
 from autodiffusion.cli._output import print_json, print_rows
 from autodiffusion.errors import InputError
+from autodiffusion.names import known
 from autodiffusion.settings import Settings, read_yaml
 
 if TYPE_CHECKING:
@@ -50,7 +52,7 @@ def search_command(
     solver: Annotated[str | None, typer.Option(help=SOLVERS)] = None,
     solver_option: SolverOption = None,
     metric: Annotated[
-        str | None, typer.Option(help="fid, kid, inception_score, precision, recall, kl or package.module:attribute")
+        str | None, typer.Option(help=f"{', '.join(known('metrics'))} or package.module:attribute")
     ] = None,
     reference: Reference = None,
     features: Features = None,
@@ -142,6 +144,7 @@ def search_command(
     guidance_scale: Guidance = None,
     checkpoint: Checkpoint = None,
     classifier: Classifier = None,
+    captions: Captions = None,
     model_option: ModelOption = None,
     classes: Classes = None,
     null_class: NullClass = None,

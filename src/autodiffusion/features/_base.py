@@ -135,8 +135,8 @@ def load(name: str, device: str = "cpu") -> Extractor:
     """The feature network of this name, or a user's ``package.module:attribute``, on ``device``.
 
     Raises:
-        InputError: an unknown name, a network whose package or weights are missing, or an attribute that is neither an
-            ``nn.Module`` nor makes one without arguments.
+        InputError: an unknown name, a network whose package or weights are missing, an attribute that is neither an
+            ``nn.Module`` nor makes one without arguments, or a device that is not there.
     """
     made = resolve("features", name)
     if not isinstance(made, nn.Module | Extractor) and callable(made):
@@ -153,4 +153,7 @@ def load(name: str, device: str = "cpu") -> Extractor:
         raise InputError(
             f"features '{name}': is a {type(made).__name__}; give a torch.nn.Module or a function that returns one"
         )
-    return replace(made, name=name, device=device)
+    try:
+        return replace(made, name=name, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch's, for a device that is unknown or not there
+        raise InputError(f"device '{device}' cannot be used ({str(error).splitlines()[0]}); cpu always can") from None

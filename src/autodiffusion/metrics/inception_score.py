@@ -52,11 +52,10 @@ class InceptionScore(Metric):
 
     def _divergences(self, features: Features) -> list[Tensor]:
         """``KL(p(y|x) || p(y))`` of each sample of each part."""
-        assert features.logits is not None
         if len(features) < self.splits:
             raise InputError(f"metric inception_score: {len(features)} samples cannot be cut into {self.splits} parts")
         divergences = []
-        for part in features.logits.double().log_softmax(1).tensor_split(self.splits):
+        for part in self.part(features).double().log_softmax(1).tensor_split(self.splits):
             log_marginal = part.logsumexp(0) - math.log(len(part))
             divergences.append((part.exp() * (part - log_marginal)).sum(1))
         return divergences

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from autodiffusion.models._captions import Captions
 from autodiffusion.models._load import load
 from autodiffusion.models._model import Model
 
-__all__ = ["Model", "load"]
+__all__ = ["Captions", "Model", "load"]

@@ -54,6 +54,8 @@ def fitting(state: Mapping[str, Tensor], flags: Flags, classes: int, classifier:
 
 def _candidates(state: Mapping[str, Tensor], flags: Flags, classifier: bool) -> Iterator[tuple[Flags, int]]:
     """Flags and numbers of classes that the shapes suggest: one for each way to cut the way down into levels."""
+    if not all(tensor.ndim and tensor.numel() for tensor in state.values()):
+        return
     last = "out.2.c_proj.weight" if classifier else "out.2.weight"
     outs = list(_outs(state))
     if last not in state or len(outs) < 2 or not {"time_embed.0.weight", FIRST} <= state.keys():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 from autodiffusion.errors import InputError, nearest
 from autodiffusion.models._adm import ADM
@@ -13,6 +14,8 @@ MULTIPLIERS = {512: "0.5,1,1,2,2,4,4", 256: "1,1,2,2,4,4", 128: "1,1,2,3,4", 64:
 CLASSES = 1000
 """Of a class-conditional network and of a classifier, where nothing is said."""
 SCHEDULES = ("linear", "cosine")
+POSITIVE = ("image_size", "num_res_blocks", "diffusion_steps", "classifier_depth", "classifier_num_head_channels")
+"""Flags that nothing else would find fault with."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Flags:
     classifier_resblock_updown: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "num_res_blocks", "diffusion_steps", "classifier_depth"):
+        for name in POSITIVE:
             if getattr(self, name) < 1:
                 raise InputError(f"model option {name} = {getattr(self, name)} is not above 0")
         if self.noise_schedule not in SCHEDULES:
@@ -134,7 +137,7 @@ class Flags:
 def _numbers(name: str, text: str) -> tuple[float, ...]:
     try:
         numbers = tuple(float(part) for part in text.split(","))
-        if min(numbers) > 0:
+        if all(0 < number < inf for number in numbers):
             return numbers
     except ValueError:
         pass

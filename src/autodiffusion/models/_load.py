@@ -6,11 +6,13 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from autodiffusion.errors import InputError, nearest
+from autodiffusion.models._folder import network_of
 from autodiffusion.models._model import Model
 from autodiffusion.models._unet import load_unet
 from autodiffusion.names import known, own, resolve
@@ -36,8 +38,10 @@ def load(
     checkpoint: str | None = None,
     classifier: str | None = None,
     model_options: Mapping[str, Any] | None = None,
+    captions: str | None = None,
 ) -> Model:
-    """The model called ``name``: of a family, a diffusers UNet's folder or hub name, or ``package.module:factory``.
+    """The model called ``name``: of a family, the folder or hub name of a diffusers UNet or of a Stable Diffusion
+    pipeline, a single file of one, or ``package.module:factory``.
 
     A family may have presets: ``adm/imagenet64`` is one of ``adm``.
 
@@ -48,6 +52,7 @@ def load(
         schedule: ``linear``, ``scaled_linear`` or ``cosine`` (1,000 steps), for a UNet without a scheduler beside it.
         checkpoint, classifier: files of weights, for families that are held in such.
         model_options: the family's own options, by name.
+        captions: file of what a text-to-image model is asked to show.
 
     Raises:
         InputError: there is no such model, its files cannot be read, or the options do not fit it.
@@ -69,7 +74,7 @@ def load(
         made = resolve("models", family)
         given |= {"preset": preset} if slash else {}
     else:
-        made = partial(load_unet, name)
+        made = _of_diffusers(name)
     options = {
         "guidance_scale": guidance_scale,
         "classes": classes,
@@ -78,6 +83,7 @@ def load(
         "checkpoint": checkpoint,
         "classifier": classifier,
         "model_options": model_options or None,
+        "captions": captions,
     }
     for key, value in options.items():
         if value is not None:
@@ -90,6 +96,22 @@ def load(
 
 def _takes(made: Callable[..., Model], option: str) -> bool:
     return option in inspect.signature(made).parameters
+
+
+def _of_diffusers(name: str) -> Callable[..., Model]:
+    """What loads this file, folder or hub name: the kind of its network says it.
+
+    Raises:
+        InputError: there is no network.
+    """
+    from autodiffusion.models._text_to_image import load_text_to_image
+
+    if Path(name).is_file():
+        return partial(load_text_to_image, name)
+    found = network_of(name)
+    if found[0].get("_class_name") == "UNet2DConditionModel":
+        return partial(load_text_to_image, name)
+    return partial(load_unet, name, found=found)
 
 
 def _own(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -15,11 +16,12 @@ from torch import Tensor, nn
 
 from autodiffusion.errors import InputError, nearest
 from autodiffusion.layers import Layer, Network, find
+from autodiffusion.models._captions import Captions
 from autodiffusion.schedule import NoiseSchedule
 
 Prediction = Literal["epsilon", "v_prediction", "sample"]
 NOISE, LABELS = 0, 1
-"""Streams of random numbers of a sample: its first noise, its class. Noise of stochastic solvers follows from 2 on."""
+"""Streams of random numbers of a sample: its first noise, its class or caption. Stochastic solvers draw from 2 on."""
 
 
 def generator(seed: int, stream: int, index: int) -> torch.Generator:
@@ -36,11 +38,11 @@ class Model:
         network: ``(x [B, *shape], t [B] float, label [B] int or None) -> prediction [B, *shape]``; twice the channels
             where the variance is learned too, of which the first half is used.
         schedule: the noise schedule it was trained with.
-        shape: of one sample, e.g. ``(3, 64, 64)``.
+        shape: of one sample, e.g. ``(3, 64, 64)``; of its latent where there is a ``decoder``.
         prediction: what the network predicts: ``epsilon``, ``v_prediction`` or ``sample`` (clean data).
         clip: whether samples are pixels in [-1, 1], so that solvers clip their view of the clean data.
         classes: number of classes, drawn evenly; ``None`` for an unconditional model.
-        null_class: the label that stands for "no class", needed for guidance.
+        null_class: the label that stands for "no class" or "no caption", needed for guidance.
         guidance_scale: classifier-free guidance (Ho and Salimans 2022) as diffusers counts it: 1 is none,
             above 1 pushes away from the null class. With a classifier its scale, of which 0 is none. One guided
             prediction counts as one network evaluation.
@@ -52,6 +54,9 @@ class Model:
         module: what ``network`` calls where that is a function: the torch module whose layers a plan may leave out.
         classifier: ``(x [B, *shape], t [B] float) -> logits [B, classes]`` of noisy samples, through which gradients
             flow; it guides the model towards the labels (see :meth:`guide`).
+        captions: what a text-to-image model is asked to show: a sample's label is then the number of its caption, which
+            ``network`` looks up.
+        decoder: from samples ``[B, *shape]`` to images in [-1, 1], where samples are not images themselves.
     """
 
     network: Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -69,16 +74,22 @@ class Model:
     dtype: torch.dtype = torch.float32
     module: nn.Module | None = None
     classifier: Callable[[Tensor, Tensor], Tensor] | None = None
+    captions: Captions | None = None
+    decoder: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         if self.prediction not in get_args(Prediction):
             raise InputError(
                 f"prediction '{self.prediction}' is unknown {nearest(self.prediction, get_args(Prediction))}"
             )
+        if not math.isfinite(self.guidance_scale):
+            raise InputError(f"guidance_scale = {self.guidance_scale} is not a finite number")
+        if self.classes is not None and self.classes < 1:
+            raise InputError(f"classes = {self.classes} is less than 1; leave it out for a model without classes")
         if self.classifier is not None:
             if self.classes is None or self.null_class is not None:
                 raise InputError("a classifier guides a model with classes and without a null class; mend one of them")
-        elif self.guidance_scale != 1 and (self.classes is None or self.null_class is None):
+        elif self.guidance_scale != 1 and (self.null_class is None or (self.classes is None and self.captions is None)):
             raise InputError(
                 f"guidance_scale = {self.guidance_scale:g} needs a class-conditional model with a null class; "
                 "give its number (--null-class) or leave the scale at 1"
@@ -90,7 +101,13 @@ class Model:
         return torch.stack(drawn).to(self.device)
 
     def condition(self, indices: Sequence[int], seed: int) -> Tensor | None:
-        """What these samples are asked to show: class labels ``[len(indices)]``, or ``None``."""
+        """What these samples are asked to show: class labels or numbers of captions ``[len(indices)]``, or ``None``.
+
+        Raises:
+            InputError: the model needs captions and has none.
+        """
+        if self.captions is not None:
+            return self.captions.numbers(indices, generator(seed, LABELS, 0)).to(self.device)
         if self.classes is None:
             return None
         draw = [torch.randint(self.classes, (1,), generator=generator(seed, LABELS, i)) for i in indices]
@@ -134,13 +151,17 @@ class Model:
 
     def decode(self, x: Tensor) -> Tensor:
         """Finished samples as images: uint8 ``[B, C, H, W]`` on the CPU."""
-        return (x.clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8).cpu()
+        images = x if self.decoder is None else self.decoder(x).float()
+        return (images.clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8).cpu()
 
     @cached_property
     def parts(self) -> Network:
         """What the network consists of, seen in one prediction for one sample in the middle of the schedule."""
         whole = self.network if self.module is None and isinstance(self.network, nn.Module) else self.module
-        x, labels = self.noise([0], seed=0), self.condition([0], seed=0)
+        x = self.noise([0], seed=0)
+        # where captions are missing, or not encoded yet, the prompt of no caption has neither fault
+        null = None if self.captions is None else self.null_class
+        labels = self.condition([0], seed=0) if null is None else torch.full((1,), null, device=self.device)
         return find(whole, lambda: self._epsilon(x, (len(self.schedule) - 1) // 2, labels))
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -166,7 +167,7 @@ def read_state(path: Path, what: str) -> dict[str, Tensor]:
     Raises:
         InputError: there is no such file, it is incomplete, or it holds anything but tensors by name.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):  # pathlib's fails on names that are too long
         raise InputError(f"{what} {path}: there is no such file")
     try:
         if path.suffix == ".safetensors":

@@ -63,8 +63,7 @@ class State:
         moves: how many have been made.
         history: earlier predictions with their times, oldest first, as far as the solver still needs them.
         start: an earlier sample that the solver goes back to: of a singlestep method the one at the start of the block
-            of moves that belong together, of ``gls`` the first noise, of UniPC the corrected sample at which the last
-            move began.
+            of moves that belong together, of ``gls`` the first noise.
     """
 
     x: Tensor

@@ -63,20 +63,28 @@ def exponential_step(
 ) -> Tensor:
     """The sample at ``stop``, a time, from ``x`` at the time of the first of the predictions used.
 
-    x / alpha changes by the integral of -exp(-lambda) epsilon over lambda, x / sigma by that of exp(lambda) x0: one
-    formula, with alpha and sigma exchanged and the sign of the width.
-
     Args:
         used: predictions with their times, of the noise or, with ``data``, of the clean data.
     """
-    start = used[0][0]
+    times, predictions = zip(*used, strict=True)
+    return combine(step_weights(schedule, times, stop, data, weigh), (x, *predictions))
+
+
+def step_weights(
+    schedule: NoiseSchedule, times: Sequence[float], stop: float, data: bool, weigh: Weigh
+) -> tuple[float, ...]:
+    """What :func:`exponential_step` gives the sample, and each of the predictions at ``times``.
+
+    x / alpha changes by the integral of -exp(-lambda) epsilon over lambda, x / sigma by that of exp(lambda) x0: one
+    formula, with alpha and sigma exchanged and the sign of the width.
+    """
+    start = times[0]
     width = schedule.log_snr(stop) - schedule.log_snr(start)
-    places = [(schedule.log_snr(t) - schedule.log_snr(start)) / width for t, _ in used]
+    places = [(schedule.log_snr(t) - schedule.log_snr(start)) / width for t in times]
     scale, other, signed = schedule.alpha, schedule.sigma, width
     if data:
         scale, other, signed = other, scale, -width
-    weights = (-other(stop) * weight for weight in weigh(signed, places))
-    return combine((scale(stop) / scale(start), *weights), (x, *(prediction for _, prediction in used)))
+    return (scale(stop) / scale(start), *(-other(stop) * weight for weight in weigh(signed, places)))
 
 
 def exact(width: float, places: Sequence[float]) -> list[float]:

@@ -33,7 +33,8 @@ class LCM(Solver):
     def step(self, predict: Predict, state: State, move: Move, noise: Noise) -> State:
         _, x0 = self.both(predict, state.x, move.t)
         scaled = self.timestep_scaling * move.t
-        c_skip, c_out = SIGMA_DATA**2 / (scaled**2 + SIGMA_DATA**2), scaled / math.hypot(scaled, SIGMA_DATA)
+        norm = math.hypot(scaled, SIGMA_DATA)
+        c_skip, c_out = (SIGMA_DATA / norm) ** 2, scaled / norm
         x = c_skip * state.x + c_out * x0
         if move.stop is not None:
             x = towards(self.schedule, x, noise(state.moves), move.stop)

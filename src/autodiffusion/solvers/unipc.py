@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from torch import Tensor
+
 from autodiffusion.errors import InputError, nearest
-from autodiffusion.solvers._base import Move, Noise, Predict, Solver, State
+from autodiffusion.solvers._base import Move, Noise, Predict, Solver, State, combine
 from autodiffusion.solvers._linear import transfer
-from autodiffusion.solvers._log_snr import check_order, exact, exponential_step, with_orders
+from autodiffusion.solvers._log_snr import check_order, exact, exponential_step, step_weights, with_orders
 
 VARIANTS = ("bh1", "bh2")
 
@@ -19,8 +21,8 @@ VARIANTS = ("bh1", "bh2")
 class UniPC(Solver):
     """Predictor (UniP) and corrector (UniC) of one form (Zhao et al. 2023, sections 3.1 to 3.3), one evaluation a step.
 
-    A move first corrects the sample at which it starts, by the prediction that the network makes there: the step that
-    led there is made again from where it began, through one point more. The network is not asked at the corrected
+    A move first corrects the sample at which it starts, by the prediction that the network makes there: by as much as
+    the step that led there would have gone elsewhere through one point more. The network is not asked at the corrected
     sample. Then the move predicts the next. Both solve for the weights that integrate a polynomial in lambda through
     the points, and with them B(h) falls out; it stays where these have the closed form of a half times B(h), as in the
     authors' code and in diffusers: the predictor of order 2 and the corrector of order 1. A move to clean data is of
@@ -55,18 +57,25 @@ class UniPC(Solver):
     def step(self, predict: Predict, state: State, move: Move, noise: Noise) -> State:
         epsilon, x0 = self.both(predict, state.x, move.t)
         newest, earlier = (move.t, x0 if self.predict_x0 else epsilon), tuple(reversed(state.history))
-        corrected = state.x
-        if state.start is not None:
-            points = (*earlier, newest)
-            corrected = exponential_step(self.schedule, state.start, points, move.t, self.predict_x0, self._weights)
+        x = state.x
+        if self.corrector and earlier:
+            x = x + self._correction((*earlier, newest))
         if move.stop is not None:
             used = (newest, *earlier)[: move.order]
-            x = exponential_step(self.schedule, corrected, used, move.stop, self.predict_x0, self._weights)
+            x = exponential_step(self.schedule, x, used, move.stop, self.predict_x0, self._weights)
         else:
-            x = x0 if self.predict_x0 else transfer(self.schedule, corrected, epsilon, move.t, None)
+            x = x0 if self.predict_x0 else transfer(self.schedule, x, epsilon, move.t, None)
         # as many predictions as this move used: the next one's corrector is of this order, and needs no more
-        kept = (*state.history, newest)[-move.order :]
-        return State(x, state.moves + 1, kept, corrected if self.corrector else None)
+        return State(x, state.moves + 1, (*state.history, newest)[-move.order :])
+
+    def _correction(self, points: Sequence[tuple[float, Tensor]]) -> Tensor:
+        """What the last point changes in the step that led there through the others."""
+        times, predictions = zip(*points, strict=True)
+        before, after = (
+            step_weights(self.schedule, through, times[-1], self.predict_x0, self._weights)[1:]
+            for through in (times[:-1], times)
+        )
+        return combine([new - old for new, old in zip(after, (*before, 0.0), strict=True)], predictions)
 
     def _weights(self, width: float, places: Sequence[float]) -> list[float]:
         if len(places) != 2:

@@ -103,6 +103,14 @@ class Strategy(ABC):
             errors: the standard error of a plan's difference from the best of the round, where it was measured.
         """
 
+    def check(self, least: float, *names: str, most: float = math.inf) -> None:
+        """Raises :class:`InputError` unless each of these options is from ``least`` to ``most``."""
+        for name in names:
+            value = getattr(self, name)
+            if not least <= value <= most:
+                fault = f"lies outside {least:g} to {most:g}" if most < math.inf else f"must be at least {least:g}"
+                raise InputError(f"strategy {type(self).__name__.lower()}: {name} = {value} {fault}")
+
     def new(self, plans: list[Plan], draw: Callable[[], Plan], count: int) -> None:
         """Appends up to ``count`` plans from ``draw()`` that are neither seen nor in ``plans`` yet.
 

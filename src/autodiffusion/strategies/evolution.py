@@ -9,7 +9,6 @@ from typing import ClassVar
 
 import numpy as np
 
-from autodiffusion.errors import InputError
 from autodiffusion.layered import LayeredSpace
 from autodiffusion.plan import Plan
 from autodiffusion.strategies._base import Strategy
@@ -66,15 +65,9 @@ class Evolution(Strategy):
     """The generation with which the second stage began."""
 
     def __post_init__(self) -> None:
-        for name in ("population", "generations", "parents", "stage"):
-            if getattr(self, name) < 1:
-                raise InputError(f"strategy evolution: {name} = {getattr(self, name)} must be at least 1")
-        for name in ("mutations", "crossovers", "initial_mutations"):
-            if getattr(self, name) < 0:
-                raise InputError(f"strategy evolution: {name} = {getattr(self, name)} must not be negative")
-        for name in ("mutation_probability", "initial_mutation_probability", "mutation_scale", "layer_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"strategy evolution: {name} = {getattr(self, name)} lies outside 0 to 1")
+        self.check(1, "population", "generations", "parents", "stage")
+        self.check(0, "mutations", "crossovers", "initial_mutations")
+        self.check(0, "mutation_probability", "initial_mutation_probability", "mutation_scale", "layer_share", most=1)
 
     @property
     def planned(self) -> int:

@@ -45,8 +45,9 @@ class Ladder(Strategy):
     2. Exploring: children of the ``elite`` best by mutation of falling scale, crossover and blending; the best quarter
        gets more samples, the best two all if they promise to join the elite.
     3. Refining: a pattern search (Hooke and Jeeves 1961) over single nodes and over the whole sequence (shift, stretch
-       from either end, bend), each move with a step of its own that grows by success and shrinks by failure. Where
-       nothing is better any more, the best are scored with twice the samples, and it goes on from there.
+       from either end, bend), each move with a step of its own that grows by success and shrinks by failure. Free
+       numbers come next, all of a name and single ones, and then times and numbers together. Where nothing is better
+       any more, the best are scored with twice the samples, and it goes on from there.
 
     Attributes:
         explorations: rounds of exploring.
@@ -76,9 +77,9 @@ class Ladder(Strategy):
     """Share of samples that a candidate's first score stands on, as the spread so far demands."""
 
     def __post_init__(self) -> None:
-        for name, least in (("explorations", 0), ("children", 4), ("elite", 1), ("most", 1)):
-            if getattr(self, name) < least:
-                raise InputError(f"strategy ladder: {name} = {getattr(self, name)} must be at least {least}")
+        self.check(0, "explorations")
+        self.check(1, "elite", "most")
+        self.check(4, "children")
         for name in ("scale", "step", "smallest_step", "number_step"):
             if not 0 < getattr(self, name) <= 1:
                 raise InputError(f"strategy ladder: {name} = {getattr(self, name)} lies outside 0 to 1")
@@ -194,17 +195,15 @@ class Ladder(Strategy):
     def _best(self) -> list[Plan]:
         """The elite: of the plans scored with all samples those of lowest loss.
 
-        Where numbers are free, the best plain plan is its last: should the others have fitted their noise, more samples
-        show it, and the search goes on from there.
+        Where numbers are free, the best plain plan is always among them: should the others have fitted their noise,
+        more samples show it, and the search goes on from there.
         """
         ranked = sorted(self.full, key=lambda plan: self.full[plan])
         tuned = [plan for plan in ranked if any(plan.params)]
-        plain = [plan for plan in ranked if plan not in tuned]
-        return (
-            sorted(tuned[: self.elite - 1] + plain[:1], key=lambda plan: self.full[plan])
-            if tuned
-            else ranked[: self.elite]
-        )
+        if not tuned:
+            return ranked[: self.elite]
+        plain = [plan for plan in ranked if not any(plan.params)]
+        return sorted(tuned[: max(1, self.elite - 1)] + plain[:1], key=lambda plan: self.full[plan])
 
     def _child(self, scale: float) -> Plan:
         rng, elite, space = self._rng, self._best(), self.space.plain

@@ -70,9 +70,7 @@ class Optuna(Strategy):
     study: Study = field(init=False)
 
     def __post_init__(self) -> None:
-        for name in ("candidates", "population"):
-            if getattr(self, name) < 1:
-                raise InputError(f"strategy optuna: {name} = {getattr(self, name)} must be at least 1")
+        self.check(1, "candidates", "population")
         _need("optuna")
         import optuna
 

@@ -56,11 +56,9 @@ class Prune(Ladder):
         super().__post_init__()
         if self.layers is None:
             raise InputError("strategy prune: searches which layers to leave out; give --layers, or another strategy")
-        for name in ("probes", "variants", "exchanges"):
-            if getattr(self, name) < 0:
-                raise InputError(f"strategy prune: {name} = {getattr(self, name)} must not be negative")
+        self.check(0, "probes", "variants", "exchanges")
         if not 0 < self.first < 1:
-            raise InputError(f"strategy prune: first = {self.first} lies outside 0 to 1")
+            raise InputError(f"strategy prune: first = {self.first} must be above 0 and below 1")
 
     @property
     def planned(self) -> int:

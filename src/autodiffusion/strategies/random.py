@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autodiffusion.errors import InputError
 from autodiffusion.plan import Plan
 from autodiffusion.strategies._base import Strategy
 
@@ -24,8 +23,7 @@ class Random(Strategy):
     population: int = 50
 
     def __post_init__(self) -> None:
-        if self.candidates < 1 or self.population < 1:
-            raise InputError("strategy random: candidates and population must be at least 1")
+        self.check(1, "candidates", "population")
 
     @property
     def planned(self) -> int:

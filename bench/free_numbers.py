@@ -1,6 +1,6 @@
 """Other ways to find the free numbers of ``gls`` than the ladder's pattern search, at equal cost, measured.
 
-    .venv/bin/python -m bench.numbers [--models mixture,empirical] [--steps 4,6] [--seeds 5] [--again]
+    .venv/bin/python -m bench.free_numbers [--models mixture,empirical] [--steps 4,6] [--seeds 5] [--again]
 
 All begin with the times that ``search --solver gls --plain`` finds with half of the budget, unless said otherwise, and
 spend the other half on
@@ -17,14 +17,13 @@ The opponent is the product, ``search --solver gls``, with the whole budget. All
 the best that differ and the best plain plan the one that is best on fresh noise, whose cost comes on top of the budget.
 Every figure is the FID on noise that nothing has seen before, the same for all. Cost is network evaluations times
 samples; a backward pass counts as two, and the many-step results count. The table goes to standard output and
-``bench/results/numbers.md``, its rows to ``numbers.json`` beside it; rows that are there are not made again unless
-asked with ``--again``.
+``bench/results/free_numbers.md``, its rows to ``free_numbers.json`` beside it; rows that are there are not made again
+unless asked with ``--again``.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -49,11 +48,11 @@ from autodiffusion.plan import Plan
 from autodiffusion.progress import Quiet
 from autodiffusion.settings import Settings
 from autodiffusion.study import LEDGER, read_events, write
-from bench import _numbers
+from bench import _free_numbers, _rows
 from bench.compare import BATCH, FRESH, judge
 from bench.models import reference_of
 
-OUT = Path("bench/results/numbers.json")
+OUT = Path("bench/results/free_numbers.json")
 BUDGET = 25_000
 """For each step: 100,000 network evaluations times samples at 4 steps."""
 COMMON, SIGMA = 250, 0.5
@@ -127,7 +126,8 @@ def losses(task: Task, pool: Pool, plans: Sequence[Plan]) -> list[float]:
 def cma_es(task: Task, times: bool, fresh: bool) -> Found:
     """CMA-ES from plain numbers: the means of the last generations and, on common noise, the best that it looked at."""
     start, spent = task.start
-    box, evaluator, seen = _numbers.Box(task.job.space, start, times), task.job.evaluator, dict[Plan, float]()
+    box, evaluator = _free_numbers.Box(task.job.space, start, times), task.job.evaluator
+    seen: dict[Plan, float] = {}
     cma = CMA(box.vector(start), SIGMA, box.bounds, seed=task.seed)
     means, price = [start], cma.population_size * COMMON * task.steps
     before = evaluator.cost.evaluations - spent
@@ -148,11 +148,12 @@ def cma_es(task: Task, times: bool, fresh: bool) -> Found:
 def cobyqa(task: Task) -> Found:
     """COBYQA on the numbers alone, from plain ones: what it looked at, best first."""
     start, spent = task.start
-    box, evaluator, seen = _numbers.Box(task.job.space, start, times=False), task.job.evaluator, dict[Plan, float]()
+    box, evaluator = _free_numbers.Box(task.job.space, start, times=False), task.job.evaluator
+    seen: dict[Plan, float] = {}
     pool = Pool(evaluator, derive_seed(task.seed, "search"), [COMMON], 2**28)
     before = evaluator.cost.evaluations - spent
 
-    def score(vector: _numbers.Vector) -> float:
+    def score(vector: _free_numbers.Vector) -> float:
         if evaluator.cost.evaluations - before + COMMON * task.steps > task.budget:
             raise StopIteration
         plan = box.plan(vector)
@@ -167,7 +168,7 @@ def cobyqa(task: Task) -> Found:
 
 def gradient(task: Task, start: Plan | None, budget: int) -> Found:
     """Adam on the distance to many steps, from a plan or the nearest named grid."""
-    return _numbers.gradient(task.job.evaluator.model, task.job.space, start, budget, task.seed)
+    return _free_numbers.gradient(task.job.evaluator.model, task.job.space, start, budget, task.seed)
 
 
 def from_times(task: Task, way: Callable[[Task, Plan, int], Found]) -> Found:
@@ -186,7 +187,7 @@ def gradient_then_pattern(task: Task) -> Found:
 
 PRODUCT, START = "search --solver gls", "its start: times alone, half of the budget"
 WAYS: dict[str, Callable[[Task], Found]] = {
-    "pattern search": partial(from_times, way=partial(pattern_search, strategy="bench._numbers:Turning")),
+    "pattern search": partial(from_times, way=partial(pattern_search, strategy="bench._free_numbers:Turning")),
     "CMA-ES, times and numbers, common noise": partial(cma_es, times=True, fresh=False),
     "CMA-ES, times and numbers, fresh noise": partial(cma_es, times=True, fresh=True),
     "CMA-ES, numbers, common noise": partial(cma_es, times=False, fresh=False),
@@ -287,10 +288,10 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--again", action="store_true", help="make the rows in the results again")
     args = parser.parse_args(given)
     torch.set_num_threads(1)
-    rows = json.loads(args.out.read_text()) if args.out.exists() and not args.again else []
+    rows = _rows.load(args.out, args.again)
     for model, steps, seed in product(args.models.split(","), map(int, args.steps.split(",")), range(args.seeds)):
         make(Task(model, steps, seed, args.budget * steps, args.confirm), args.samples or FRESH[model], rows)
-        write(args.out, "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+        _rows.save(args.out, rows)
     write(args.out.with_suffix(".md"), table(rows))
     print(table(rows), end="")
 

@@ -1,4 +1,4 @@
-"""What ``bench.numbers`` works with: plans as vectors, and a gradient through ``gls`` to its times and numbers."""
+"""What ``bench.free_numbers`` works with: plans as vectors, and Adam on times and numbers."""
 
 from __future__ import annotations
 
@@ -17,10 +17,8 @@ from autodiffusion.plan import Plan
 from autodiffusion.solvers import build, solve
 from autodiffusion.space import SearchSpace
 from autodiffusion.strategies.ladder import Asking, Ladder
-from bench.ideas import falling
+from bench._gradient import differentiable, falling
 
-STEP_OF_TIMES, STEP_OF_NUMBERS = 0.03, 0.12
-"""The ladder's first steps, as shares of a range."""
 TEACHER, POOL, BATCH, RATE = 50, 200, 50, 0.1
 """Uniform DDIM steps of the teacher, its samples, those of one step of Adam, and its rate."""
 
@@ -49,8 +47,8 @@ class Box:
 
     @cached_property
     def units(self) -> Vector:
-        numbers = [STEP_OF_NUMBERS * (number.high - number.low) for _, number in self.space.numbers]
-        return np.array([STEP_OF_TIMES * self.space.times[-1]] * self._moved + numbers)
+        numbers = [Ladder.number_step * (number.high - number.low) for _, number in self.space.numbers]
+        return np.array([Ladder.step * self.space.times[-1]] * self._moved + numbers)
 
     @property
     def bounds(self) -> Vector:
@@ -69,34 +67,6 @@ class Box:
         """The nearest plan of the space."""
         times, numbers = np.split(vector * self.units, [self._moved])
         return self.space.plan(times if self.times else self.space.positions(self.start), numbers)
-
-
-def differentiable(model: Model, start: Tensor, times: Tensor, numbers: dict[tuple[int, str], Tensor]) -> Tensor:
-    """``gls`` on ``ddim`` from ``start`` to clean data, differentiable in both; for models without clipping.
-
-    Args:
-        numbers: by their steps and names, as they are open for each step.
-
-    The derivative of the network in the time is a difference quotient, as in ``bench.ideas``.
-    """
-    log_alphas, last = torch.from_numpy(0.5 * np.log(model.schedule.alphas_cumprod)), len(model.schedule) - 1
-    below = times.detach().floor().clamp(0, last - 1).long()
-    log_alpha = log_alphas[below] + (times - below) * (log_alphas[below + 1] - log_alphas[below])
-    one, zero = torch.ones(1), torch.zeros(1)
-    alpha = torch.cat([log_alpha.exp().float(), one])
-    sigma = torch.cat([(-torch.expm1(2 * log_alpha)).sqrt().float(), zero])
-    x, before = start, start
-    for k, t in enumerate(times.tolist()):
-        epsilon = model.predict(x, t, None)
-        with torch.no_grad():
-            low, high = max(t - 0.5, 0.0), min(t + 0.5, float(last))
-            slope = (model.predict(x, high, None) - model.predict(x, low, None)) / (high - low)
-        epsilon = epsilon + slope * (times[k] - t).float()
-        x0 = (x - sigma[k] * epsilon) / alpha[k]
-        data, noise = (numbers.get((k, name), zero).float() for name in ("data1", "noise"))
-        x = alpha[k + 1] * (x0 + data * (x0 - before)) + sigma[k + 1] * (epsilon + noise * (start - epsilon))
-        before = x0
-    return x
 
 
 def gradient(model: Model, space: SearchSpace, start: Plan | None, budget: int, seed: int) -> tuple[list[Plan], int]:

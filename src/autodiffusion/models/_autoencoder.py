@@ -1,0 +1,36 @@
+"""Latents to images through a diffusers autoencoder, a few at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+PIXELS = 2**20
+"""Decoded at once: four images of 512x512. Decoding takes more memory than the network does for as many samples."""
+
+
+def decoder(vae: Any, pixels: int = PIXELS) -> Callable[[Tensor], Tensor]:
+    """From latents ``[B, C, H, W]``, scaled as the network sees them, to images in [-1, 1], as the pipelines do.
+
+    Args:
+        vae: an ``AutoencoderKL``, in the dtype in which it is to compute.
+        pixels: decoded at once, or one image where that has more.
+    """
+    side = enlargement(vae)
+
+    @torch.inference_mode()
+    def decode(latents: Tensor) -> Tensor:
+        height, width = (side * size for size in latents.shape[2:])
+        scaled = (latents.to(vae.device) / vae.config.scaling_factor).to(vae.dtype)
+        parts = scaled.split(max(1, pixels // (height * width)))
+        return torch.cat([vae.decode(part, return_dict=False)[0] for part in parts])
+
+    return decode
+
+
+def enlargement(vae: Any) -> int:
+    """How many pixels wide a latent's place is."""
+    return int(2 ** (len(vae.config.block_out_channels) - 1))
