@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pytest
@@ -74,3 +74,23 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     module = import_module("autodiffusion.loop")
     monkeypatch.setattr(module, "report", lambda folder: None)
     monkeypatch.setattr(module, "_picture", lambda *parts: None)
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ``HF_HUB_OFFLINE=1`` does in a process that has not read it yet."""
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+
+def refused_model(name: str | Path, **options: Any) -> str:
+    """The one line that loading a model fails with."""
+    from autodiffusion import InputError, load_model
+
+    with pytest.raises(InputError) as caught:
+        load_model(str(name), **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 600
+    return message

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Command
+from conftest import Command, refused_model
 from safetensors.torch import save_file
 from test_adm import NETWORKS, Plain, PlainClassifier
 from torch import Tensor, nn
@@ -236,27 +236,19 @@ def test_the_labels_of_a_sample_are_its_own(files: Path) -> None:
 # what cannot be used
 
 
-def refused(name: str, **options: Any) -> str:
-    with pytest.raises(InputError) as caught:
-        load_model(name, **options)
-    assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 600
-    return str(caught.value)
-
-
 def test_a_checkpoint_is_needed_and_where_it_is() -> None:
-    said = refused("adm/imagenet64")
+    said = refused_model("adm/imagenet64")
     assert "--checkpoint FILE, 64x64_diffusion.pt from the README of github.com/openai/guided-diffusion" in said
-    assert "lsun_cat.pt" in refused("adm/lsun-cat")
-    assert "--checkpoint FILE" in refused("adm")
-    assert "did you mean 'lsun-bedroom'" in refused("adm/lsun-bedrom")
-    assert "no such file" in refused("adm/imagenet64", checkpoint="nowhere.pt")
-    assert "no such file" in refused("adm/imagenet64", checkpoint=300 * "a")
+    assert "lsun_cat.pt" in refused_model("adm/lsun-cat")
+    assert "--checkpoint FILE" in refused_model("adm")
+    assert "did you mean 'lsun-bedroom'" in refused_model("adm/lsun-bedrom")
+    assert "no such file" in refused_model("adm/imagenet64", checkpoint="nowhere.pt")
+    assert "no such file" in refused_model("adm/imagenet64", checkpoint=300 * "a")
 
 
 def test_a_checkpoint_of_another_architecture(files: Path) -> None:
     # what is named fits, then
-    said = refused("adm/imagenet64", checkpoint=str(files / "adm_g.pt"))
+    said = refused_model("adm/imagenet64", checkpoint=str(files / "adm_g.pt"))
     assert "adm_g.pt: time_embed.0.weight is [128, 32], these flags make [768, 192]; it fits with " in said
     assert "num_channels=32 num_res_blocks=1 channel_mult=1,2 classes=3 " in said
     options = {"num_channels": 32, "num_res_blocks": 1, "channel_mult": "1,2"}
@@ -264,11 +256,13 @@ def test_a_checkpoint_of_another_architecture(files: Path) -> None:
     loaded = load_model("adm/imagenet64", checkpoint=str(files / "adm_g.pt"), classes=3, model_options=options | heads)
     assert (loaded.classes, loaded.schedule.alpha(500)) == (3, NoiseSchedule.cosine().alpha(500))
     # the unconditional one with the flags of the other
-    said = refused("adm", checkpoint=str(files / "adm.pt"), model_options=CONDITIONAL)
+    said = refused_model("adm", checkpoint=str(files / "adm.pt"), model_options=CONDITIONAL)
     assert "label_emb.weight is missing; it fits with class_cond=false" in said
-    said = refused("adm", checkpoint=str(files / "adm_g.pt"), classes=3)
+    said = refused_model("adm", checkpoint=str(files / "adm_g.pt"), classes=3)
     assert "attention_resolutions=32 channel_mult=1,2 class_cond=true resblock_updown=true learn_sigma=true" in said
-    said = refused("adm", checkpoint=str(files / "adm_g.pt"), model_options=CONDITIONAL | {"num_head_channels": 24})
+    said = refused_model(
+        "adm", checkpoint=str(files / "adm_g.pt"), model_options=CONDITIONAL | {"num_head_channels": 24}
+    )
     assert "do not divide by 24 (num_head_channels)" in said
 
 
@@ -278,7 +272,7 @@ def test_the_flags_that_fit_are_those_it_was_made_with(tmp_path: Path, changes: 
     flags = UNCONDITIONAL | changes | shape
     torch.save(Plain(Flags(**flags).network()).state_dict(), tmp_path / "other.pt")
     unshown = {name: flags[name] for name in ("image_size", "num_head_channels")}
-    said = refused("adm", checkpoint=str(tmp_path / "other.pt"), model_options=unshown | {"channel_mult": "1"})
+    said = refused_model("adm", checkpoint=str(tmp_path / "other.pt"), model_options=unshown | {"channel_mult": "1"})
     fits = said.partition("it fits with ")[2].partition(" (")[0]
     options = {
         name: json.loads(value) if value in ("true", "false") else value
@@ -319,7 +313,7 @@ def test_objects_are_not_loaded(files: Path, tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     state = torch.load(files / "adm.pt", weights_only=True) | {"extra": Harmful()}
     torch.save(state, "harmful.pt", _use_new_zipfile_serialization=not legacy)
-    said = refused("adm", checkpoint="harmful.pt", model_options=UNCONDITIONAL)
+    said = refused_model("adm", checkpoint="harmful.pt", model_options=UNCONDITIONAL)
     assert "holds other objects than tensors" in said
     assert not Path("harmed").exists()
 
@@ -335,16 +329,16 @@ def test_a_truncated_checkpoint(files: Path, tmp_path: Path, suffix: str, kept: 
         save_file(state, file)
     content = file.read_bytes()
     file.write_bytes(content[: int(kept if kept > 1 else kept * len(content))])
-    assert "is incomplete or no file of weights; fetch it again" in refused("adm", checkpoint=str(file))
+    assert "is incomplete or no file of weights; fetch it again" in refused_model("adm", checkpoint=str(file))
 
 
 def test_what_is_no_state_dict(tmp_path: Path) -> None:
     torch.save([torch.zeros(1)], tmp_path / "list.pt")
-    assert "is not a state_dict" in refused("adm", checkpoint=str(tmp_path / "list.pt"))
+    assert "is not a state_dict" in refused_model("adm", checkpoint=str(tmp_path / "list.pt"))
     torch.save({"model": {"a": torch.zeros(1)}}, tmp_path / "nested.pt")
-    assert "is not a state_dict" in refused("adm", checkpoint=str(tmp_path / "nested.pt"))
+    assert "is not a state_dict" in refused_model("adm", checkpoint=str(tmp_path / "nested.pt"))
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pt")
-    said = refused("adm/lsun-cat", checkpoint=str(tmp_path / "other.pt"))
+    said = refused_model("adm/lsun-cat", checkpoint=str(tmp_path / "other.pt"))
     assert "time_embed.0.weight is missing; no flags make it fit" in said
 
 
@@ -388,7 +382,7 @@ def test_weights_of_no_shape(files: Path, tmp_path: Path, kind: str, key: str, b
 def test_flags_that_make_no_network(files: Path, options: dict[str, Any], said: str) -> None:
     if options.get("image_size") == 6:
         options = options | {"channel_mult": "1,1,2"}
-    assert said in refused("adm", checkpoint=str(files / "adm.pt"), model_options=options)
+    assert said in refused_model("adm", checkpoint=str(files / "adm.pt"), model_options=options)
 
 
 def test_one_number_is_a_list(files: Path) -> None:
@@ -405,11 +399,13 @@ def test_guidance_needs_a_classifier(files: Path) -> None:
 
 
 def test_options_are_for_models_that_take_them(files: Path) -> None:
-    assert "model 'mnist' takes no --checkpoint; leave it out" in refused("mnist", checkpoint="a.pt")
-    assert "model 'mnist' takes no --model-option; leave it out" in refused("mnist", model_options={"a": 1})
-    assert "model 'small:model' takes no --classifier" in refused("small:model", classifier="a.pt")
-    assert "takes no --null-class" in refused("adm", null_class=3)
-    assert "has no classes" in refused("adm", checkpoint=str(files / "adm.pt"), classes=3, model_options=UNCONDITIONAL)
+    assert "model 'mnist' takes no --checkpoint; leave it out" in refused_model("mnist", checkpoint="a.pt")
+    assert "model 'mnist' takes no --model-option; leave it out" in refused_model("mnist", model_options={"a": 1})
+    assert "model 'small:model' takes no --classifier" in refused_model("small:model", classifier="a.pt")
+    assert "takes no --null-class" in refused_model("adm", null_class=3)
+    assert "has no classes" in refused_model(
+        "adm", checkpoint=str(files / "adm.pt"), classes=3, model_options=UNCONDITIONAL
+    )
 
 
 def test_the_command_says_it_in_one_line(command: Command, files: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
@@ -307,6 +308,7 @@ def test_a_search_that_cannot_be_done_writes_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+LONG = 300 * "a"
 BAD_COMMANDS = {
     "no verb": ("", "autodiffusion --help"),
     "unknown verb": ("serach", "No such command 'serach'"),
@@ -351,6 +353,10 @@ BAD_COMMANDS = {
     "layers of a function": ("layers small:model", "network of small is a function"),
     "no run": ("report .", "holds no search"),
     "missing run": ("report none", "none: holds no search"),
+    "long run": (f"report {LONG}", "File name too long; give another name"),
+    "long out": (f"sample uniform:3 --model small:model --out {LONG}.png", "File name too long"),
+    "long plan": (f"sample {LONG} --model small:model --out a.png", "File name too long"),
+    "long model": (f"layers {LONG}", "File name too long"),
 }
 
 
@@ -469,6 +475,25 @@ def test_an_interruption_that_a_serializer_wraps(
     monkeypatch.setattr(cli, "app", lambda **_: Interrupted().model_dump())
     done = command("search mnist")
     assert (done.status, done.out, done.err) == (130, "", "interrupted; to go on: autodiffusion search mnist\n")
+
+
+def test_what_the_system_refuses_is_one_line(
+    command: Command, real_images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*parts: object, **more: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "run/study.jsonl")
+
+    monkeypatch.setattr("autodiffusion.study.Study.record", full)
+    status, out, err = command(f"search small:model --steps 2 --reference {real_images} --out run")
+    told = "autodiffusion: run/study.jsonl: No space left on device; mend that and call it again\n"
+    assert (status, out, err) == (1, "", told)
+
+
+def test_a_reader_that_leaves_gets_no_traceback() -> None:
+    line = f"{sys.executable} -m autodiffusion plans --json | head -c 10"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {line}"], capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("[")
+    assert "Traceback" not in done.stderr
 
 
 # a bar on a terminal, lines elsewhere

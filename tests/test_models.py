@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub.constants
 import numpy as np
 import pytest
 import torch
+from conftest import refused_model
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
@@ -32,13 +32,10 @@ from autodiffusion.sampling import Cost, walk
 SEED = 5
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-
-
-@pytest.fixture(autouse=True)
-def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    # as HF_HUB_OFFLINE=1 does in a process that has not read it yet
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+pytestmark = [
+    pytest.mark.usefixtures("offline"),
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+]
 
 
 def unet(**changes: Any) -> UNet2DModel:
@@ -74,16 +71,6 @@ def damaged(pipeline: Path, tmp_path: Path) -> Path:
 
 def rewrite(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def refused(name: str | Path, **options: Any) -> str:
-    """The one line that loading fails with."""
-    with pytest.raises(InputError) as caught:
-        load_model(str(name), **options)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert len(message) < 600
-    return message
 
 
 # diffusers' folders
@@ -145,7 +132,7 @@ def test_a_bare_network_with_a_scheduler_beside_it_is_the_pipeline(pipeline: Pat
 @pytest.mark.parametrize("name", ["linear", "scaled_linear", "cosine"])
 def test_a_bare_network_takes_its_schedule_from_the_option(tmp_path: Path, name: str) -> None:
     unet().save_pretrained(tmp_path)
-    assert "--schedule" in refused(tmp_path)
+    assert "--schedule" in refused_model(tmp_path)
     loaded = load_model(str(tmp_path), schedule=name)
     betas = {
         "linear": torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64),
@@ -153,7 +140,7 @@ def test_a_bare_network_takes_its_schedule_from_the_option(tmp_path: Path, name:
         "cosine": DDPMScheduler(beta_schedule="squaredcos_cap_v2").betas.double(),
     }[name]
     np.testing.assert_allclose(loaded.schedule.alphas_cumprod, (1 - betas).cumprod(0).numpy(), rtol=1e-4, atol=1e-10)
-    assert "did you mean 'cosine'" in refused(tmp_path, schedule="cosin")
+    assert "did you mean 'cosine'" in refused_model(tmp_path, schedule="cosin")
 
 
 def test_a_learned_variance_is_left_out(tmp_path: Path) -> None:
@@ -215,22 +202,22 @@ def test_guidance_is_the_formula(conditional: tuple[Path, UNet2DModel], scale: f
 
 def test_guidance_needs_a_null_class(conditional: tuple[Path, UNet2DModel], pipeline: Path) -> None:
     folder, _ = conditional
-    assert "--null-class" in refused(folder, guidance_scale=2.0)
-    assert "null class" in refused(pipeline, guidance_scale=2.0)
-    assert "--null-class" in refused("small:model", guidance_scale=2.0)
+    assert "--null-class" in refused_model(folder, guidance_scale=2.0)
+    assert "null class" in refused_model(pipeline, guidance_scale=2.0)
+    assert "--null-class" in refused_model("small:model", guidance_scale=2.0)
 
 
 @pytest.mark.parametrize("scale", [math.nan, math.inf])
 def test_guidance_is_finite(conditional: tuple[Path, UNet2DModel], scale: float) -> None:
-    assert "guidance_scale" in refused(conditional[0], guidance_scale=scale, null_class=4)
+    assert "guidance_scale" in refused_model(conditional[0], guidance_scale=scale, null_class=4)
 
 
 @pytest.mark.parametrize("options", [{"classes": 6}, {"null_class": 5}, {"classes": 4, "null_class": 3}])
 def test_classes_that_do_not_fit_are_refused(
     conditional: tuple[Path, UNet2DModel], pipeline: Path, options: dict[str, int]
 ) -> None:
-    assert "do not fit 5 class embeddings" in refused(conditional[0], **options)
-    assert "no class embedding" in refused(pipeline, **options)
+    assert "do not fit 5 class embeddings" in refused_model(conditional[0], **options)
+    assert "no class embedding" in refused_model(pipeline, **options)
 
 
 # one clean-data function, three ways to say it
@@ -396,16 +383,16 @@ def test_options_replace_what_a_factory_set(own: str) -> None:
 
 
 def test_what_is_no_model_is_refused(own: str, tmp_path: Path) -> None:
-    assert "RuntimeError: no weights" in refused(f"{own}:broken")
-    assert "gave a Network; it must return an autodiffusion.Model" in refused(f"{own}:forgot")
-    assert "missing 1 required positional argument" in refused(f"{own}:needs")
-    assert "has no attribute 'factori'" in refused(f"{own}:factori")
-    assert "ModuleNotFoundError" in refused("no_such_module:factory")
+    assert "RuntimeError: no weights" in refused_model(f"{own}:broken")
+    assert "gave a Network; it must return an autodiffusion.Model" in refused_model(f"{own}:forgot")
+    assert "missing 1 required positional argument" in refused_model(f"{own}:needs")
+    assert "has no attribute 'factori'" in refused_model(f"{own}:factori")
+    assert "ModuleNotFoundError" in refused_model("no_such_module:factory")
     for name in (":factory", f"{own}:"):
-        assert "is not package.module:attribute" in refused(name)
+        assert "is not package.module:attribute" in refused_model(name)
     (tmp_path / f"bad_{own}.py").write_text("import os\nos.no_such_thing\n")
     # the fault lies in the module, not in the name of the attribute
-    assert "importing" in (message := refused(f"bad_{own}:factory"))
+    assert "importing" in (message := refused_model(f"bad_{own}:factory"))
     assert "no_such_thing" in message
 
 
@@ -424,10 +411,10 @@ def said() -> Iterator[list[str]]:
 
 
 def test_unknown_names_are_answered_at_once(said: list[str], recwarn: pytest.WarningsRecorder) -> None:
-    assert "did you mean 'mnist'" in (message := refused("mnsit"))
+    assert "did you mean 'mnist'" in (message := refused_model("mnsit"))
     assert "the hub cannot be reached" in message
     for name in ("nobody/nothing", "./no/such/folder", "a b/c d/e", ""):
-        assert "is unknown" in refused(name)
+        assert "is unknown" in refused_model(name)
     assert not said
     assert not [str(warning.message) for warning in recwarn]
 
@@ -449,21 +436,21 @@ def test_a_hub_that_does_not_answer_is_asked_once(
         raise error
 
     monkeypatch.setattr("diffusers.configuration_utils.hf_hub_download", download)
-    assert told in refused("nobody/nothing")
+    assert told in refused_model("nobody/nothing")
     assert asked == [("unet", False), (None, local)]
 
 
 def test_folders_without_a_network_are_refused(tmp_path: Path, damaged: Path) -> None:
-    assert "no UNet configuration in this folder" in refused(tmp_path)
-    assert "is a file" in refused(damaged / "unet" / WEIGHTS)
+    assert "no UNet configuration in this folder" in refused_model(tmp_path)
+    assert "is a file" in refused_model(damaged / "unet" / WEIGHTS)
     (damaged / "unet" / "config.json").write_text("[1]")
-    assert "no UNet configuration in this folder" in refused(damaged)
+    assert "no UNet configuration in this folder" in refused_model(damaged)
 
 
 @pytest.mark.parametrize("place", ["unet/config.json", "scheduler/scheduler_config.json"])
 def test_a_torn_configuration_is_named(damaged: Path, place: str) -> None:
     (damaged / place).write_text((damaged / place).read_text()[:40])
-    assert place.rpartition("/")[2] in (message := refused(damaged))
+    assert place.rpartition("/")[2] in (message := refused_model(damaged))
     assert "not a valid JSON file" in message
 
 
@@ -497,7 +484,7 @@ def another_depth(folder: Path) -> None:
 @pytest.mark.parametrize("spoil", [without_weights, pickled, truncated, one_missing, another_shape, another_depth])
 def test_weights_that_do_not_fit_are_refused(damaged: Path, spoil: Callable[[Path], None], said: list[str]) -> None:
     spoil(damaged / "unet")
-    message = refused(damaged)
+    message = refused_model(damaged)
     assert "weights cannot be loaded" in message
     assert "safetensors" in message
     assert not said
@@ -517,7 +504,7 @@ def test_weights_that_do_not_fit_are_refused(damaged: Path, spoil: Callable[[Pat
 )
 def test_other_networks_are_refused(damaged: Path, changes: dict[str, Any], told: str) -> None:
     rewrite(damaged / "unet" / "config.json", **changes)
-    assert told in refused(damaged)
+    assert told in refused_model(damaged)
 
 
 @pytest.mark.parametrize(
@@ -540,17 +527,17 @@ def test_other_networks_are_refused(damaged: Path, changes: dict[str, Any], told
 )
 def test_other_schedulers_are_refused(damaged: Path, config: dict[str, Any], told: str) -> None:
     (damaged / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
-    assert told in refused(damaged)
+    assert told in refused_model(damaged)
 
 
 @pytest.mark.parametrize("device", ["nonsense", "meta", "cuda:99"])
 def test_devices_that_are_not_there_are_refused(device: str) -> None:
-    assert "cpu always can" in refused("small:model", device=device)
+    assert "cpu always can" in refused_model("small:model", device=device)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "nonsense", "load", "bfloat"])
 def test_other_number_types_are_refused(dtype: str) -> None:
-    assert "known: bfloat16, float16, float32" in refused("small:model", dtype=dtype)
+    assert "known: bfloat16, float16, float32" in refused_model("small:model", dtype=dtype)
 
 
 # the bundled model
@@ -586,7 +573,7 @@ def test_the_bundled_model_knows_its_digits() -> None:
     assert 0.5 < spread < 1.5  # noise is what it predicts
     assert float((one - two).square().mean().sqrt()) > 0.05
     assert float((one - half).square().mean().sqrt()) < 0.05 * spread
-    assert "do not fit 11 class embeddings" in refused("mnist", null_class=3)
+    assert "do not fit 11 class embeddings" in refused_model("mnist", null_class=3)
 
 
 # small faults that were found by using it

@@ -10,10 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub.constants
 import pytest
 import torch
-from conftest import Command
+from conftest import Command, refused_model
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
@@ -24,6 +23,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from safetensors.torch import load_file, save_file
+from tiny_pipelines import STOCK, unet, vae
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -40,15 +40,11 @@ from autodiffusion.strategies.evolution import Evolution
 
 SEED = 3
 TEXTS = ("a cat", "two dogs on a bed", "the sea", "a red bus", "snow", "an old man with a hat", "tea")
-SCHEDULE: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-STOCK: dict[str, Any] = SCHEDULE | {"steps_offset": 1}
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-
-
-@pytest.fixture(autouse=True)
-def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+pytestmark = [
+    pytest.mark.usefixtures("offline"),
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+]
 
 
 # a pipeline of a few thousand random weights
@@ -66,30 +62,6 @@ def text_parts(folder: Path, kind: type = CLIPTextModel, **changes: Any) -> tupl
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = CLIPTextConfig(vocab_size=len(words), max_position_embeddings=16, **(sizes | ends | changes))
     return tokenizer, kind(config)
-
-
-def unet(**changes: Any) -> UNet2DConditionModel:
-    config = {
-        "sample_size": 8,
-        "block_out_channels": (16, 32),
-        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-        "layers_per_block": 1,
-        "cross_attention_dim": 16,
-        "norm_num_groups": 8,
-        "attention_head_dim": 2,
-    }
-    made = UNet2DConditionModel(**(config | changes)).eval()
-    with torch.no_grad():  # so that the text matters
-        for name, parameter in made.named_parameters():
-            if "attn2.to_" in name or name == "conv_out.weight":
-                parameter.mul_(4)
-    return made
-
-
-def vae() -> AutoencoderKL:
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    return AutoencoderKL(block_out_channels=(8, 16), norm_num_groups=4, latent_channels=4, sample_size=16, **blocks)
 
 
 def made(folder: Path, scheduler: Any = None, **changes: Any) -> StableDiffusionPipeline:
@@ -355,35 +327,25 @@ def test_single_files_that_cannot_be_used(files: Path, tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     state, pipeline = single(files), files / "pipeline"
     torch.save({"state_dict": state, "callbacks": Harmful()}, "harmful.ckpt")
-    assert "harmful.ckpt: holds other objects than tensors" in refused("harmful.ckpt")
+    assert "harmful.ckpt: holds other objects than tensors" in refused_model("harmful.ckpt")
     assert not Path("harmed").exists()
     Path("torn.ckpt").write_bytes(write(state, Path("whole.ckpt")).read_bytes()[:-500])
-    assert "torn.ckpt: is incomplete or no file of weights" in refused(pipeline, checkpoint="torn.ckpt")
+    assert "torn.ckpt: is incomplete or no file of weights" in refused_model(pipeline, checkpoint="torn.ckpt")
     Path("torn.safetensors").write_bytes(write(state, Path("whole.safetensors")).read_bytes()[:-500])
-    assert "is incomplete" in refused("torn.safetensors")
+    assert "is incomplete" in refused_model("torn.safetensors")
     write({"a.weight": torch.zeros(2)}, Path("other.safetensors"))
-    assert "without a whole Stable Diffusion" in refused("other.safetensors")
+    assert "without a whole Stable Diffusion" in refused_model("other.safetensors")
     del state["model.diffusion_model.out.2.bias"]
     write(state, Path("short.safetensors"))
-    said = refused(pipeline, checkpoint="short.safetensors")
+    said = refused_model(pipeline, checkpoint="short.safetensors")
     assert "short.safetensors" in said
     assert "cannot be loaded" in said
-    assert "is a file itself; leave --checkpoint out" in refused("whole.ckpt", checkpoint="whole.ckpt")
-    assert "nowhere.ckpt: is no file" in refused(pipeline, checkpoint="nowhere.ckpt")
+    assert "is a file itself; leave --checkpoint out" in refused_model("whole.ckpt", checkpoint="whole.ckpt")
+    assert "nowhere.ckpt: is no file" in refused_model(pipeline, checkpoint="nowhere.ckpt")
     Path("list.txt").write_text("a")
-    assert "give a .ckpt or .safetensors of Stable Diffusion" in refused("list.txt")
+    assert "give a .ckpt or .safetensors of Stable Diffusion" in refused_model("list.txt")
     # offline, without a folder that has the configuration
-    assert "give its pipeline's folder, and --checkpoint FILE" in refused("whole.ckpt")
-
-
-def refused(name: str | Path, **options: Any) -> str:
-    """The one line that loading fails with."""
-    with pytest.raises(InputError) as caught:
-        load_model(str(name), **options)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert len(message) < 600
-    return message
+    assert "give its pipeline's folder, and --checkpoint FILE" in refused_model("whole.ckpt")
 
 
 # captions
@@ -471,7 +433,7 @@ def test_without_captions_there_are_layers_only(files: Path) -> None:
     assert model.layers
     with pytest.raises(InputError, match="needs captions; give --captions FILE"):
         model.condition([0], 0)
-    assert "nowhere.txt: cannot be read" in refused(files / "pipeline", captions="nowhere.txt")
+    assert "nowhere.txt: cannot be read" in refused_model(files / "pipeline", captions="nowhere.txt")
 
 
 # what is computed once, and how
@@ -699,7 +661,7 @@ def damaged(files: Path, tmp_path: Path) -> Path:
 )
 def test_other_pipelines_are_refused(damaged: Path, place: str, changes: dict[str, Any], told: str) -> None:
     rewrite(damaged / place, **changes)
-    assert told in refused(damaged)
+    assert told in refused_model(damaged)
 
 
 def test_the_safety_checker_is_not_loaded(damaged: Path) -> None:
@@ -712,7 +674,7 @@ def test_the_safety_checker_is_not_loaded(damaged: Path) -> None:
 
 def test_networks_that_take_more_than_a_text_are_refused(tmp_path: Path) -> None:
     made(tmp_path / "tokens", time_cond_proj_dim=8).save_pretrained(tmp_path / "pipeline")  # a consistency model
-    assert "its network has time_cond_proj_dim = 8; this version samples those with None" in refused(
+    assert "its network has time_cond_proj_dim = 8; this version samples those with None" in refused_model(
         tmp_path / "pipeline"
     )
 
@@ -752,17 +714,17 @@ def tear_index(folder: Path) -> None:
 )
 def test_damaged_pipelines_are_refused(damaged: Path, spoil: Callable[[Path], None], told: str) -> None:
     spoil(damaged)
-    assert told in refused(damaged)
+    assert told in refused_model(damaged)
 
 
 def test_options_of_other_models(files: Path) -> None:
     for option in ({"classes": 3}, {"null_class": 0}, {"schedule": "linear"}, {"classifier": "a.pt"}):
-        assert "takes no --" in refused(files / "pipeline", **option)
+        assert "takes no --" in refused_model(files / "pipeline", **option)
 
 
 def test_the_extra_is_named(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    assert 'pip install "autodiffusion[text]"' in refused(files / "pipeline")
+    assert 'pip install "autodiffusion[text]"' in refused_model(files / "pipeline")
 
 
 def test_real_images_have_no_latents(files: Path) -> None:

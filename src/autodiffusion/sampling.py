@@ -232,7 +232,13 @@ def begin(model: Model, indices: Sequence[int], seed: int, limit: int = 0) -> Be
 def sample(
     model: Model, plan: Plan, count: int, seed: int = 0, batch_size: int = 128, tick: Tick | None = None
 ) -> Tensor:
-    """Images 0 to ``count`` - 1 of ``plan``: uint8 ``[count, C, H, W]`` on the CPU. Image i depends on (seed, i)."""
+    """Images 0 to ``count`` - 1 of ``plan``: uint8 ``[count, C, H, W]`` on the CPU. Image i depends on (seed, i).
+
+    Raises:
+        InputError: ``count`` below 1, or a plan that the model cannot follow.
+    """
+    if count < 1:
+        raise InputError(f"sample: count = {count} is less than 1; give how many images to make")
     images = []
     for block in blocks(count, batch_size):
         for _, x in walk(model, [plan], block, seed, Cost(), tick):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import sys
@@ -63,6 +64,10 @@ def main() -> NoReturn:
         sys.exit(_complain(str(error), 1))
     except (typer.Abort, KeyboardInterrupt):
         status = INTERRUPTED
+    except OSError as error:
+        if error.errno is None:  # not the system's: a library's own
+            raise
+        sys.exit(_complain(_of_system(error), 2 if error.errno == errno.ENAMETOOLONG else 1))
     except Exception as error:
         if isinstance(error.__cause__, KeyboardInterrupt):  # pydantic wraps one that reaches its serializers
             status = INTERRUPTED
@@ -80,6 +85,17 @@ def main() -> NoReturn:
 def _complain(message: str, status: int) -> int:
     print(f"autodiffusion: {' '.join(message.split())}", file=sys.stderr)
     return status
+
+
+def _of_system(error: OSError) -> str:
+    """What the system refused, such as room on a disk, and what to do."""
+    if isinstance(error, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains of it once more at its end
+        return "nothing reads what is printed any more; what was written before is whole"
+    place = f"{error.filename or 'the system'}"
+    place = place if len(place) < 200 else f"{place[:80]}...{place[-80:]}"
+    remedy = "give another name" if error.errno == errno.ENAMETOOLONG else "mend that and call it again"
+    return f"{place}: {error.strerror or error}; {remedy}"
 
 
 def _warn(message: Warning | str, *_: object, **__: object) -> None:
