@@ -187,7 +187,7 @@ def text(result: dict[str, Any]) -> str:
         "",
         f"Made by `.venv/bin/python -m bench.layer_time`: UNet2DModel of {result['parameters'] / 1e6:.1f} million "
         f"random weights (as `google/ddpm-cifar10-32`), {result['macs'] / 1e9:.2f} billion MACs a sample, one thread "
-        f"of an {result['cpu']} beside other work, torch {result['torch']}. Each set is timed between two passes of "
+        f"of an {result['cpu']}, torch {result['torch']}. Each set is timed between two passes of "
         "the whole network and compared with them.",
         "",
         "Saved: the share of the whole network's MACs or time. Of promise: time saved over MACs saved; it should be "
