@@ -8,7 +8,7 @@ TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help venv test test-slow check format demo wheel clean
+.PHONY: help venv test test-slow check format docs demo wheel clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -48,6 +48,9 @@ wheel: $(STAMP) ## build the distributions into dist/
 	rm -rf build dist
 	$(BIN)/python -m build
 
+docs: $(STAMP) ## build the pages of docs/ into site/
+	$(BIN)/mkdocs build --strict
+
 clean: ## remove builds, caches and demo/ (.venv stays)
-	rm -rf build dist demo src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf build dist demo site src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find src tests bench training -name __pycache__ -type d -prune -exec rm -rf {} +

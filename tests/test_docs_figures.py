@@ -1,14 +1,20 @@
-"""The figures in the README and on the page on the search are those of the benchmarks' rows."""
+"""The figures in the README and on the pages are those of the benchmarks' rows, and those of the demo the README's."""
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+from autodiffusion import Evaluator, Model, NoiseSchedule, Plan
+from autodiffusion.features import Extractor
+from autodiffusion.sampling import Cost
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -54,3 +60,24 @@ def test_the_ratios_of_other_ways_are_those_of_the_rows(method: str) -> None:
         for model in ("mixture", "empirical")
     ]
     assert " and ".join(both) in words((ROOT / "docs" / "search.md").read_text())
+
+
+def test_the_first_page_shows_the_demo_as_the_readme_does() -> None:
+    page = (ROOT / "docs" / "index.md").read_text()
+    tables = re.findall(r"^\| schedule .*\n(?:\|.*\n)+", README, re.MULTILINE)
+    assert len(tables) == 1
+    assert tables[0] in page
+    [demo] = re.findall(r"-m (autodiffusion search .*)", (ROOT / "Makefile").read_text())
+    assert f"    {demo}\n" in page
+
+
+def test_the_drawing_of_shared_beginnings_counts_right() -> None:
+    drawing = (ROOT / "docs" / "drawings" / "sharing.svg").read_text()
+    shown, alone = (int(n) for n in re.findall(r": (\d+) network evaluations a sample in place of (\d+)", drawing)[0])
+    plans = [[950, 600, 250], [950, 600, 150], [950, 500, 200], [900, 500, 200], [900, 500, 90]]
+    assert all(f">{t}</text>" in drawing for plan in plans for t in plan)
+    evaluator = Evaluator(
+        Model(lambda x, t, label: x, NoiseSchedule.linear(), (1, 2, 2)), Extractor(torch.nn.Flatten())
+    )
+    evaluator.features([Plan.of("ddim", [float(t) for t in plan]) for plan in plans], 2, seed=0)
+    assert evaluator.cost == Cost(2 * shown, 2 * (alone - shown))

@@ -32,7 +32,7 @@ CONTEST = re.findall(r"^    autodiffusion (search .* --solver \S+,.*)$", PAGE, r
 
 
 def block(language: str) -> str:
-    [found] = re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+    [found] = re.findall(rf"```{language}(?: title=\"[^\"]*\")?\n(.*?)```", PAGE, re.DOTALL)
     return str(found)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import math
 import weakref
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from autodiffusion import Evaluator, InputError, Model, NoiseSchedule, Plan, sample
+from autodiffusion.blocks import Sampler
 from autodiffusion.confirm import confirm, figure
 from autodiffusion.evaluate import Pool, derive_seed, describe
 from autodiffusion.features import Extractor, Features
@@ -355,6 +357,13 @@ def test_a_plan_that_breaks_is_not_tried_again() -> None:
         assert pool.evaluator.cost.evaluations - before == asked
 
 
+def points(pool: Pool) -> int:
+    """How many states there are, the first noise included."""
+    states = pool.evaluator.workers
+    assert isinstance(states, Sampler)
+    return sum(len(begun._points) for kept in states._kept.values() for _, begun in kept.parts)
+
+
 @pytest.mark.parametrize("limit", [0, 2**30])
 def test_a_pool_keeps_what_it_is_told_to(limit: int) -> None:
     first, second = Plan.of("ddim", [90.0, 50.0, 20.0]), Plan.of("ddim", [80.0, 40.0, 20.0])
@@ -368,7 +377,13 @@ def test_a_pool_keeps_what_it_is_told_to(limit: int) -> None:
     gone = weakref.ref(pool._parts[first][0].vectors)
     pool.keep({})
     assert gone() is None
-    assert sum(len(begun._points) for begun in pool._begun.values()) == (len(pool.blocks) if limit else 0)
+    pool.grow([Plan.of("ddim", [90.0])], 50)  # which passes no state but the first
+    assert points(pool) == (len(pool.blocks) if limit else 0)
+    states = pool.evaluator.workers
+    assert isinstance(states, Sampler)
+    del pool
+    gc.collect()
+    assert not states._kept
 
 
 def test_states_help_plans_that_begin_like_those_before() -> None:
@@ -533,8 +548,8 @@ def test_a_plan_that_breaks_is_worst_and_alone(real_images: Path) -> None:
     expected, _ = judged(small.model(), real_images, batch_size=16)
     good = expected.scores(whole, metric, 40, SEED)
     assert [score.value for score in scores[1::2]] == [score.value for score in good]
-    # a broken plan costs its first block only
-    assert evaluator.cost.evaluations == expected.cost.evaluations + 16 * 4
+    # other workers are at the other blocks by the time that one says so
+    assert evaluator.cost.evaluations == expected.cost.evaluations + 40 * 4
     evaluator, recall = judged(small.broken_model(), real_images, "recall")
     assert evaluator.scores(broken[:1], recall, 20, SEED)[0].value == -math.inf
     assert evaluator.intervals(broken[0], {"recall": recall}, 20, SEED) == ({}, "20 of samples 0 to 19 are not finite")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -11,15 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from autodiffusion.blocks import Sampler, Task, Workers
 from autodiffusion.errors import InputError
 from autodiffusion.features import Extractor, Features
 from autodiffusion.metrics import KL, Interval, Metric, interval
 from autodiffusion.models import Model
 from autodiffusion.plan import Plan, tidy
-from autodiffusion.sampling import Beginnings, Cost, Tick, begin, blocks, stretches, walk
+from autodiffusion.sampling import Cost, Tick, blocks, stretches
 from autodiffusion.schedule import Floats
 
 BATCH_SIZE = 128
+_pools = itertools.count()
 WIDE = 512
 """Features of more dimensions get a bootstrap of fewer resamples: one FID of 2,048 takes seconds on a CPU."""
 
@@ -48,12 +52,19 @@ class Evaluator:
         extractor: the feature network.
         batch_size: samples in a noise block. Scores do not depend on it, beyond float rounding.
         cost: everything spent so far.
+        elsewhere: who samples, where not this process does.
+        workers: who samples.
     """
 
     model: Model
     extractor: Extractor
     batch_size: int = BATCH_SIZE
     cost: Cost = field(default_factory=Cost)
+    elsewhere: Workers | None = None
+    workers: Workers = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.workers = self.elsewhere or Sampler(self.model, self.extractor)
 
     def check(self, metric: Metric | KL) -> None:
         """Finds before any work is done what scoring would stumble over, whatever the number of samples.
@@ -163,6 +174,29 @@ class Evaluator:
         return images[:samples].float() / 127.5 - 1
 
 
+@dataclass
+class _Log:
+    """What the plans of a block have been, as :class:`Task` has it."""
+
+    step: int = 0
+    walked: tuple[Plan, ...] = ()
+    before: tuple[Plan, ...] = ()
+    held: tuple[tuple[Plan, ...], ...] = ()
+    since: tuple[tuple[Plan, ...], ...] = ()
+
+    def add(self, plans: tuple[Plan, ...]) -> None:
+        """These have been sampled."""
+        self.step, self.since = self.step + 1, (*self.since, plans)
+        self.walked = tuple(dict.fromkeys([*self.walked, *plans]))
+
+    def keep(self, held: tuple[Plan, ...]) -> None:
+        """Of all others the states are freed."""
+        if self.since:
+            self.before, self.held, self.since = self.walked, (), ()
+        self.held = (*self.held, held)
+        self.walked = tuple(plan for plan in self.walked if plan in held)
+
+
 class Pool:
     """The features of plans on one noise, for numbers of samples that grow: what is there is not computed again.
 
@@ -185,44 +219,58 @@ class Pool:
             for low, high in edges
             for block in blocks(high - low, evaluator.batch_size)
         ]
-        self._parts: dict[Plan, list[Features]] = {}
+        self._parts: dict[Plan, dict[int, Features]] = {}
         self._problems: dict[Plan, str] = {}
-        self._begun: dict[range, Beginnings] = {}
+        self._logs: dict[int, _Log] = {}
+        self._name = f"{seed} {next(_pools)}"
+        weakref.finalize(self, evaluator.workers.forget, self._name)
 
     def grow(self, plans: Sequence[Plan], samples: int, tick: Tick | None = None) -> list[Features | str]:
         """The features of each plan's first ``samples`` samples, in their order; a sentence for one that fails."""
-        model, cost = self.evaluator.model, self.evaluator.cost
-        wanted = [block for block in self.blocks if block.stop <= samples]
-        for number, block in enumerate(wanted):
-            short = [
-                p for p in dict.fromkeys(plans) if p not in self._problems and len(self._parts.get(p, ())) <= number
-            ]
-            if not short:
-                continue
-            for place, x in walk(model, short, block, self.seed, cost, tick, self._beginnings(block)):
-                bad = int((~torch.isfinite(x).flatten(1).all(1)).sum())
-                if bad:
-                    self._problems[short[place]] = f"{bad} of samples {block[0]} to {block[-1]} are not finite"
+        wanted = [number for number, block in enumerate(self.blocks) if block.stop <= samples]
+        tasks = {number: task for number in wanted if (task := self._task(number, plans)).plans}
+        numbers, problems = list(tasks), dict[Plan, tuple[int, str]]()
+        for place, done in self.evaluator.workers.each(list(tasks.values()), tick):
+            number = numbers[place]
+            if self._limit:
+                for sampled in done.runs:
+                    self._logs[number].add(sampled)
+            self.evaluator.cost += done.cost
+            for plan, found in zip(tasks[number].plans, done.found, strict=True):
+                if isinstance(found, str):  # of several blocks the first says it, whichever comes first
+                    problems[plan] = min(problems.get(plan, (number, found)), (number, found))
                 else:
-                    features = self.evaluator.extractor(model.decode(x))
-                    self._parts.setdefault(short[place], []).append(features)
-        return [self._problems.get(plan) or Features.cat(self._parts[plan][: len(wanted)]) for plan in plans]
+                    self._parts.setdefault(plan, {})[number] = found
+        for plan, (_, problem) in problems.items():
+            self._problems[plan] = problem
+            self._parts.pop(plan, None)
+        return [
+            self._problems.get(plan) or Features.cat([self._parts[plan][number] for number in wanted]) for plan in plans
+        ]
 
     def keep(self, held: Mapping[Plan, int]) -> None:
-        """Frees everything but what ``held`` says: of which plans how many samples."""
+        """Frees everything but what ``held`` says: of which plans how many samples.
+
+        What is held and is not there is to be asked for before the next call.
+        """
         self._parts = {plan: parts for plan, parts in self._parts.items() if plan in held}
         self._problems = {plan: problem for plan, problem in self._problems.items() if plan in held}
-        model = self.evaluator.model
-        ways = {plan: tuple(stretch.key for stretch in stretches(plan, model)) for plan in held} if self._begun else {}
-        for block, begun in self._begun.items():
-            begun.keep_only(way for plan, way in ways.items() if held[plan] >= block.stop)
+        for number, log in self._logs.items():
+            log.keep(tuple(plan for plan in held if held[plan] >= self.blocks[number].stop))
 
-    def _beginnings(self, block: range) -> Beginnings | None:
-        """What plans have in common on a block; kept only where there is a limit to keep it under."""
-        if self._limit and block not in self._begun:
-            share = self._limit * len(block) // self.blocks[-1].stop
-            self._begun[block] = begin(self.evaluator.model, block, self.seed, share)
-        return self._begun.get(block)
+    def _task(self, number: int, plans: Sequence[Plan]) -> Task:
+        """The task of a block: those of the plans that it has no features of."""
+        block = self.blocks[number]
+        short = tuple(
+            plan
+            for plan in dict.fromkeys(plans)
+            if plan not in self._problems and number not in self._parts.get(plan, ())
+        )
+        if not self._limit:
+            return Task(self._name, self.seed, block, short)
+        log = self._logs.setdefault(number, _Log())
+        limit = max(1, self._limit * len(block) // self.blocks[-1].stop)
+        return Task(self._name, self.seed, block, short, limit, log.step, log.before, log.held, log.since)
 
 
 def score_of(metric: Metric | KL, value: float | str, samples: int) -> Score:

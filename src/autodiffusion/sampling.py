@@ -33,6 +33,9 @@ class Cost:
     evaluations: int = 0
     saved: int = 0
 
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.evaluations + other.evaluations, self.saved + other.saved)
+
     def __sub__(self, other: Cost) -> Cost:
         return Cost(self.evaluations - other.evaluations, self.saved - other.saved)
 

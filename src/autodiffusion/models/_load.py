@@ -48,9 +48,12 @@ def load(
     Args:
         device: where it runs, e.g. ``cuda``.
         dtype: of the network: ``float32``, ``float16`` or ``bfloat16``.
-        guidance_scale, classes, null_class: see :class:`Model`; for an own factory they replace what it set.
+        guidance_scale: see :class:`Model`; this and the next two replace what an own factory set.
+        classes: see :class:`Model`.
+        null_class: see :class:`Model`.
         schedule: ``linear``, ``scaled_linear`` or ``cosine`` (1,000 steps), for a UNet without a scheduler beside it.
-        checkpoint, classifier: files of weights, for families that are held in such.
+        checkpoint: file of weights, for families that are held in such.
+        classifier: file of weights, for guidance by a classifier.
         model_options: the family's own options, by name.
         captions: file of what a text-to-image model is asked to show.
 

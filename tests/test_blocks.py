@@ -1,0 +1,149 @@
+"""Tasks on blocks of noise: workers that take over, and memory that runs out, change neither features nor costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+import small
+import torch
+from torch import Tensor
+
+from autodiffusion import Evaluator, Plan
+from autodiffusion.blocks import Done, Sampler, Task
+from autodiffusion.evaluate import Pool
+from autodiffusion.features import Features
+from autodiffusion.features import load as load_features
+from autodiffusion.sampling import Tick
+
+COUNTS = (8, 20, 50)
+
+
+def sampler() -> Sampler:
+    return Sampler(small.model(), load_features("small:features"))
+
+
+@dataclass
+class Relay:
+    """Workers who take tasks in any order, and at random from each other, as if others died or were too slow."""
+
+    seed: int
+    change: float
+    samplers: list[Sampler] = field(default_factory=lambda: [sampler() for _ in range(3)])
+    owners: dict[tuple[str, int], int] = field(default_factory=dict)
+    changes: int = 0
+
+    def __post_init__(self) -> None:
+        self._rng = np.random.default_rng(self.seed)
+
+    def each(self, tasks: Sequence[Task], tick: Tick | None = None) -> Iterator[tuple[int, Done]]:
+        for place in self._rng.permutation(len(tasks)).tolist():
+            task = tasks[place]
+            key = (task.noise, task.block.start)
+            owner = self.owners.get(key, 0)
+            if self._rng.random() < self.change:
+                owner, self.changes = int(self._rng.integers(3)), self.changes + 1
+                if self._rng.random() < 0.3:
+                    self.samplers[owner] = sampler()  # one that died and came back
+            self.owners[key] = owner
+            yield place, self.samplers[owner].run(task, tick)
+
+    def forget(self, noise: str) -> None:
+        pass
+
+
+def population(seed: int, solver: str) -> list[Plan]:
+    """Plans many of which begin alike."""
+    rng = np.random.default_rng(seed)
+    return [
+        Plan.of(solver, sorted({float(t) for t in rng.choice([95, 90, 80, 60, 40, 20, 10], 4)}, reverse=True))
+        for _ in range(14)
+    ]
+
+
+def lived(evaluator: Evaluator, seed: int, solver: str) -> list[tuple[int, int, list[Tensor]]]:
+    """What a pool gives and spends, round after round, for plans that come and go."""
+    rng, plans = np.random.default_rng(seed), population(seed, solver)
+    pool, rounds, held = Pool(evaluator, 5, COUNTS, 2**30), [], dict[Plan, int]()
+    for _ in range(8):
+        some = [plans[i] for i in rng.choice(len(plans), int(rng.integers(1, 6)), replace=False)]
+        count = int(rng.choice(COUNTS))
+        needs = dict.fromkeys(some, count)
+        if rng.random() < 0.6:  # as a race does
+            held = {plan: max(count, held.get(plan, 0)) for plan in needs}
+            pool.keep(held)
+        else:
+            held |= {plan: max(count, held.get(plan, 0)) for plan in needs}
+        found = pool.grow(some, count)
+        assert all(isinstance(features, Features) for features in found)
+        vectors = [features.vectors for features in found if isinstance(features, Features)]
+        rounds.append((evaluator.cost.evaluations, evaluator.cost.saved, vectors))
+    return rounds
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpm_solver++", "plms"])
+@pytest.mark.parametrize("seed", range(2))
+def test_workers_who_take_over_change_nothing(solver: str, seed: int) -> None:
+    model, features = small.model(), load_features("small:features")
+    alone = lived(Evaluator(model, features, 7), seed, solver)
+    relay = Relay(seed, 0.5)
+    for here, there in zip(alone, lived(Evaluator(model, features, 7, elsewhere=relay), seed, solver), strict=True):
+        assert here[:2] == there[:2]
+        assert all(torch.equal(one, other) for one, other in zip(here[2], there[2], strict=True))
+    assert relay.changes > 5
+    assert alone[-1][1] > 0  # something was shared
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpm_solver++"])
+@pytest.mark.parametrize("fits", [5, 2, 1])
+def test_where_memory_runs_out_the_parts_become_smaller(solver: str, fits: int) -> None:
+    model, features = small.model(), load_features("small:features")
+    most: list[int] = []
+
+    def network(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        if len(x) > fits and len(most) > 40:  # at first there is enough: states are lost in the middle
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        most.append(len(x))
+        return model.network(x, t, label)
+
+    enough = lived(Evaluator(model, features, 7), 1, solver)
+    scarce = lived(Evaluator(replace(model, network=network), features, 7), 1, solver)
+    for here, there in zip(enough, scarce, strict=True):
+        assert here[:2] == there[:2]
+        for one, other in zip(here[2], there[2], strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    assert max(most[41:]) <= fits < max(most)
+
+
+def test_memory_that_is_too_small_for_one_sample_is_an_error() -> None:
+    def network(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    broken = Sampler(replace(small.model(), network=network), load_features("small:features"))
+    with pytest.raises(torch.OutOfMemoryError):
+        broken.run(Task("a", 0, range(8), (Plan.of("ddim", [50.0]),)))
+    assert broken.most == 1
+
+
+def test_states_of_another_step_are_not_gone_on_from() -> None:
+    first, second = Plan.of("ddim", [90.0, 50.0, 20.0]), Plan.of("ddim", [90.0, 50.0, 10.0])
+    worker = sampler()
+    worker.run(Task("a", 0, range(4), (first,), 2**20))
+    asked: list[float] = []
+    whole = worker.model.network
+
+    def network(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        asked.append(float(t[0]))
+        return whole(x, t, label)
+
+    worker.model.network = network
+    task = Task("a", 0, range(4), (second,), 2**20, step=1, since=((first,),))
+    late = replace(task, step=7, before=(first,), since=((first,), (first,)))
+    for given, times in ((task, [10.0]), (late, [90.0, 50.0, 20.0, 10.0])):
+        asked.clear()
+        done = worker.run(given)
+        assert asked == times
+        assert done.cost.evaluations == 4
+        assert done.cost.saved == 2 * 4
