@@ -21,10 +21,12 @@ from PIL import Image
 
 from autodiffusion import InputError, Settings
 from autodiffusion.loop import search
-from autodiffusion.report import convergence, mosaic, picture, report, steps
+from autodiffusion.plan import Plan
+from autodiffusion.report import convergence, mosaic, picture, report
+from autodiffusion.report.mosaics import panels
 from autodiffusion.study import read_events, stored_settings
 
-VOID = {"meta", "img", "br", "hr", "link", "input"}
+VOID = {"meta", "img", "br", "hr", "link", "input", "source"}
 
 
 class Page(HTMLParser):
@@ -35,7 +37,8 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.texts: dict[str, list[str]] = {}
         self.images: list[dict[str, str | None]] = []
-        self.rows: list[list[str]] = []
+        self.tables: dict[str, list[list[str]]] = {}
+        self.heading = ""
         self.attributes: list[tuple[str, str | None]] = []
         self.feed(html)
         self.close()
@@ -45,10 +48,14 @@ class Page(HTMLParser):
         self.attributes += attrs
         if tag == "img":
             self.images.append(dict(attrs))
+        if tag == "h2":
+            self.heading = ""
+        if tag == "table":
+            self.tables[self.heading] = []
         if tag == "tr":
-            self.rows.append([])
+            self.tables[self.heading].append([])
         if tag in ("th", "td"):
-            self.rows[-1].append("")
+            self.tables[self.heading][-1].append("")
         if tag not in VOID:
             self.open.append(tag)
 
@@ -58,11 +65,22 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self.open:
             self.texts.setdefault(self.open[-1], []).append(data)
-            if self.open[-1] in ("th", "td"):
-                self.rows[-1][-1] += data
+            if self.open[-1] == "h2":
+                self.heading += data
+            if {"th", "td"} & set(self.open):
+                self.tables[self.heading][-1][-1] += data
 
     def text(self, tag: str) -> str:
         return "".join(self.texts.get(tag, []))
+
+    @property
+    def rows(self) -> list[list[str]]:
+        """The final table."""
+        return self.tables.get("On fresh noise", [])
+
+    @property
+    def alts(self) -> list[str]:
+        return [image["alt"] or "" for image in self.images]
 
 
 def of(real: Path, **given: Any) -> Settings:
@@ -92,12 +110,12 @@ def parsed(folder: Path) -> Page:
     assert html.startswith("<!doctype html>")
     assert not re.search(r"https?:|//[a-z]|<script|<link|@import|url\(", re.sub(r"base64,[\w+/=]+", "", html))
     page = Page(html)
-    assert not [value for name, value in page.attributes if name in ("href", "srcset", "action") or name[:2] == "on"]
-    for image in page.images:
-        assert len(image["alt"] or "") > 10
-        kind, _, data = (image["src"] or "").partition(";base64,")
+    assert not [value for name, value in page.attributes if name in ("href", "action") or name[:2] == "on"]
+    assert all(len(alt) > 10 for alt in page.alts)
+    for source in [value or "" for name, value in page.attributes if name in ("src", "srcset")]:
+        kind, _, data = source.partition(";base64,")
         content = base64.b64decode(data, validate=True)
-        if kind == "data:image/png":
+        if kind in ("data:image/png", "data:image/webp"):
             Image.open(io.BytesIO(content)).verify()
         else:
             assert kind == "data:image/svg+xml"
@@ -138,28 +156,81 @@ def test_the_final_table_is_the_ledgers(copied: Path) -> None:
     paragraphs = page.text("p")
     assert f"{confirmed['rows'][0]['samples']} samples, seed 0" in paragraphs
     assert "not finished" not in paragraphs
+    values = {row["name"]: row["scores"]["kid"]["value"] for row in confirmed["rows"]}
+    assert f"has kid {values['found']:.4g} against {values['uniform']:.4g} of uniform steps" in paragraphs
+    assert f" {values['teacher (30 steps)']:.4g} of the teacher (30 steps)" in paragraphs
+    assert "The teacher (30 steps) ask the network 10 times as often." in paragraphs
 
 
 def test_what_it_cost_is_the_ledgers(copied: Path) -> None:
     events = ledger(copied)
     scored = [event for event in events if event["event"] == "scores"]
-    text = parsed(copied).text("p")
-    assert f"{sum(len(event['scores']) for event in scored)} candidates" in text
-    assert f"{sum(event['evaluations'] for event in scored):,} network evaluations" in text
-    assert f"{sum(event['saved'] for event in scored):,} saved" in text
-    assert f"fresh noise: {events[-1]['evaluations']:,}." in text
+    plans = {json.dumps(score["plan"]) for event in scored for score in event["scores"]}
+    spent, saved = (sum(event[key] for event in scored) for key in ("evaluations", "saved"))
+    rows = dict(map(tuple, parsed(copied).tables["What it cost"][1:]))  # type: ignore[arg-type]
+    assert rows == {
+        "candidates": f"{len(plans):,}",
+        "scores, some of them with few samples": f"{sum(len(event['scores']) for event in scored):,}",
+        "network evaluations times samples for them": f"{spent:,}",
+        "saved by sharing beginnings": f"{saved:,}",
+        "choice and confirmation on fresh noise": f"{events[-1]['evaluations']:,}",
+    }
+    # every plan had all samples and was scored once: the race saved nothing
+    assert spent + saved == len(plans) * 3 * 24
+
+
+def test_what_racing_saved_is_the_rest_of_full_scores(copied: Path) -> None:
+    def fewer(event: dict[str, Any]) -> bool:
+        if event["event"] == "scores":
+            event |= {"samples": 6, "evaluations": event["evaluations"] // 4, "saved": event["saved"] // 4}
+        return True
+
+    events = [event for event in keep(copied, fewer) if event["event"] == "scores"]
+    asked = sum(event["evaluations"] + event["saved"] for event in events)
+    alone = sum(len(event["scores"]) for event in events) * 3 * 24
+    rows = dict(map(tuple, parsed(copied).tables["What it cost"][1:]))  # type: ignore[arg-type]
+    assert rows["saved by racing: candidates that were out with fewer samples"] == f"{alone - asked:,}"
+
+
+FIGURES = [
+    "Scores of the candidates over network evaluations",
+    "Time steps on the log-SNR curve of the model",
+    "Occurrences of time steps among the best 15 candidates",
+    "kid against network evaluations of a sample",
+    "Network evaluations of 3 rounds of the search",
+]
+"""How the alternative texts of the small search's figures begin."""
 
 
 def test_it_shows_pictures_and_how_to_run_it_again(copied: Path) -> None:
     page = parsed(copied)
-    assert [image["alt"] for image in page.images] == [
-        "Samples of the same seeds by each plan of the table",
-        "Scores of the candidates over network evaluations",
-        "Time steps of the plans on the log-SNR curve",
-    ]
-    assert base64.b64encode((copied / "grid.png").read_bytes()).decode() in (page.images[0]["src"] or "")
-    kept = Settings.of("page", **yaml.safe_load(page.text("pre")))
-    assert kept == stored_settings(copied)
+    names = [row["name"] for row in ledger(copied)[-1]["rows"]]
+    assert page.alts[: len(names)] == [f"Samples of the same seeds by {name}" for name in names]
+    figures = page.alts[len(names) :]
+    assert all(alt.startswith(begins) for alt, begins in zip(figures, FIGURES, strict=True))
+    again, config = page.texts["pre"]
+    assert again.startswith("autodiffusion search small:model --steps 3 ")
+    assert Settings.of("page", **yaml.safe_load(config)) == stored_settings(copied)
+    identity = dict(map(tuple, page.tables["To run it again"][1:]))  # type: ignore[arg-type]
+    assert identity == {
+        "model": "small:model",
+        "autodiffusion": ledger(copied)[0]["autodiffusion"],
+        "SHA-256 of the plan found": Plan.load(copied / "plan.json").digest,
+    }
+
+
+def test_pictures_of_before_are_shown_whole(copied: Path) -> None:
+    Image.new("RGB", (30, 20), "red").save(copied / "grid.png")
+    page = parsed(copied)
+    assert page.alts[0] == "Samples of the same seeds by each plan of the table"
+    (copied / "grid.png").write_bytes(b"not a picture")
+    assert len(parsed(copied).images) == len(FIGURES)
+
+
+def test_the_same_run_is_the_same_page(copied: Path) -> None:
+    first = report(copied).read_bytes()
+    assert report(copied).read_bytes() == first
+    assert report(copied, copied / "other.html").read_bytes() == first
 
 
 def test_of_an_unfinished_search(copied: Path) -> None:
@@ -167,8 +238,16 @@ def test_of_an_unfinished_search(copied: Path) -> None:
     (copied / "grid.png").unlink()
     page = parsed(copied)
     assert page.rows == []
-    assert [image["alt"] for image in page.images] == ["Scores of the candidates over network evaluations"]
+    begins = (
+        "Scores of",
+        "Time steps on the log-SNR curve of the model, of best so far",
+        "Occurrences",
+        "Network eval",
+    )
+    assert [alt.startswith(begin) for alt, begin in zip(page.alts, begins, strict=True)] == [True] * 4
     assert f"not finished: {len(events[1]['scores'])} candidates are scored" in page.text("p")
+    best = min(score["value"] for score in events[1]["scores"])
+    assert f"kid {best:.4g} on 24 samples of the search's own noise" in page.text("p")
     # as it begins, and before that
     keep(copied, lambda event: event["event"] == "start")
     assert parsed(copied).images == []
@@ -228,8 +307,8 @@ def test_names_are_text(copied: Path) -> None:
     assert page.text("h1") == f"{name}: 3 steps of ddim"
     assert page.rows[1][0] == "<i>uniform</i>"
     assert page.texts["li"][0].endswith("<img src=x onerror=alert(1)>")
-    assert yaml.safe_load(page.text("pre"))["model"] == name
-    assert len(page.images) == 3
+    assert yaml.safe_load(page.texts["pre"][1])["model"] == name
+    assert "Samples of the same seeds by uniform" in page.alts
 
 
 def found_is(folder: Path, plan: dict[str, Any]) -> None:
@@ -246,7 +325,6 @@ def found_is(folder: Path, plan: dict[str, Any]) -> None:
 
 def test_the_free_numbers_of_the_plan_found(copied: Path) -> None:
     assert "Free numbers" not in parsed(copied).text("h2")
-    before = len(parsed(copied).rows)
     steps = [
         {"t": 95, "skip": [], "params": {"noise": 2.4}},
         {"t": 60.25, "skip": []},
@@ -256,7 +334,7 @@ def test_the_free_numbers_of_the_plan_found(copied: Path) -> None:
     found_is(copied, {"solver": "gls", "steps": steps})
     page = parsed(copied)
     assert "Free numbers" in page.text("h2")
-    assert page.rows[before:] == [
+    assert page.tables["Free numbers of the solver"] == [
         ["step", "time step", "data1", "noise"],
         ["1", "95", "plain", "2.4"],
         ["2", "60.25", "plain", "plain"],
@@ -326,39 +404,6 @@ def test_the_convergence_leaves_out_scores_of_fewer_samples(finished: Path) -> N
         np.testing.assert_allclose(np.subtract(after.get_xdata(), before.get_xdata()), first["evaluations"])
 
 
-def test_time_steps_lie_on_the_curve_and_in_lanes(finished: Path) -> None:
-    events = read_events(finished / "study.jsonl")
-    drawing = steps(events)
-    assert drawing is not None
-    upper, lanes = drawing.axes
-    curve, *marks = upper.get_lines()
-    assert list(curve.get_ydata()) == events[0]["log_snr"]
-    rows = [row for row in events[-1]["rows"] if row["nfe"] <= 20]
-    assert len(rows) == len(events[-1]["rows"]) - 1  # without the teacher
-    assert [label.get_text() for label in lanes.get_yticklabels()] == [row["name"] for row in rows]
-    for lane, (row, mark, line) in enumerate(zip(rows, marks, lanes.get_lines(), strict=True)):
-        times = [step["t"] for step in row["plan"]["steps"]]
-        np.testing.assert_array_equal(mark.get_xdata(), times)
-        np.testing.assert_array_equal(line.get_xdata(), times)
-        expected = np.interp(times, np.asarray(curve.get_xdata()), np.asarray(curve.get_ydata()))
-        np.testing.assert_allclose(np.asarray(mark.get_ydata()), expected, atol=1e-9)
-        assert list(line.get_ydata()) == [lane] * len(times)
-
-
-def test_many_steps_are_not_drawn(copied: Path) -> None:
-    def lengthen(event: dict[str, Any]) -> bool:
-        if event["event"] == "confirm":
-            for row in event["rows"]:
-                row["nfe"] = 25
-                row["plan"]["steps"] = [{"t": 96 - 4 * i} for i in range(25)]
-        return True
-
-    keep(copied, lengthen)
-    page = parsed(copied)
-    assert [row[-1] for row in page.rows[1:]] == ["25 steps"] * (len(page.rows) - 1)
-    assert len(page.images) == 2
-
-
 def test_a_mosaic_holds_each_image_once() -> None:
     images = torch.arange(1, 8, dtype=torch.uint8).view(7, 1, 1, 1).expand(7, 3, 4, 5)
     tiles = mosaic(images)
@@ -377,3 +422,26 @@ def test_a_picture_keeps_colours(tmp_path: Path, channels: int) -> None:
     pixels = np.asarray(Image.open(tmp_path / "p.png").convert("RGB")).reshape(-1, 3)
     expected = (250, 20, 90) if channels >= 3 else (250, 250, 250)
     assert (pixels == expected).all(1).mean() > 0.2
+
+
+def test_a_picture_is_taken_apart_again(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    named = {
+        name: torch.from_numpy(rng.integers(0, 256, (9, 3, 8, 6), dtype=np.uint8)) for name in ("found", "$1 <b>", "x")
+    }
+    picture(named, tmp_path / "p.png")
+    parts = panels(tmp_path / "p.png")
+    assert list(parts) == list(named)
+    for name, image in parts.items():
+        tiles = mosaic(named[name])
+        times = image.height // tiles.shape[0]
+        assert times > 1
+        np.testing.assert_array_equal(np.asarray(image), tiles.repeat(times, 0).repeat(times, 1))
+
+
+def test_a_large_picture_is_shrunk(tmp_path: Path) -> None:
+    grey = torch.full((4, 1, 1000, 900), 77, dtype=torch.uint8)
+    picture({"large": grey}, tmp_path / "p.png")
+    [image] = panels(tmp_path / "p.png").values()
+    assert image.size == (1440, 1600)
+    assert np.median(np.asarray(image)) == 77

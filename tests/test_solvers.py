@@ -48,6 +48,7 @@ pytestmark = [
 GOLDEN = Path(__file__).parent / "golden"
 CASES: dict[str, dict[str, Any]] = json.loads((GOLDEN / "solvers.json").read_text())["cases"]
 SCHEDULE = NoiseSchedule.scaled_linear()
+FLOW = NoiseSchedule.flow()
 
 
 def wavy(x: Tensor, t: float) -> Tensor:
@@ -65,13 +66,20 @@ class Gaussian:
         return (self.schedule.alpha(t) * self.std) ** 2 + self.schedule.sigma(t) ** 2
 
     def predict(self, x: Tensor, t: float) -> Tensor:
-        return self.schedule.sigma(t) * (x - self.schedule.alpha(t) * self.mean) / self.variance(t)
+        centred = (x - self.schedule.alpha(t) * self.mean) / self.variance(t)
+        epsilon = self.schedule.sigma(t) * centred
+        if not self.schedule.pull:
+            return epsilon
+        return epsilon - self.mean - self.schedule.alpha(t) * self.std**2 * centred  # the velocity
 
     def flow(self, x: Tensor, t: float, stop: float | None) -> Tensor:
         """The probability-flow ODE's solution: x keeps its quantile in the marginal distribution."""
         centred = x - self.schedule.alpha(t) * self.mean
         scale = math.sqrt(self.variance(stop) / self.variance(t))
         return self.schedule.alpha(stop) * self.mean + scale * centred
+
+
+both_schedules = pytest.mark.parametrize("noise", [SCHEDULE, FLOW], ids=["vp", "flow"])
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -214,6 +222,7 @@ def test_order_of_convergence(name: str, method: str, order: int, reached: int) 
     assert rates == pytest.approx([reached] * 2, abs=0.25)
 
 
+@both_schedules
 @pytest.mark.parametrize(
     ("name", "options", "reached"),
     [
@@ -229,14 +238,16 @@ def test_order_of_convergence(name: str, method: str, order: int, reached: int) 
         ),
     ],
 )
-def test_order_of_convergence_after_a_slow_start(name: str, options: dict[str, Any], reached: int) -> None:
+def test_order_of_convergence_after_a_slow_start(
+    noise: NoiseSchedule, name: str, options: dict[str, Any], reached: int
+) -> None:
     # the first moves are of low order; where they are short enough, the order of the later ones shows
-    model, x, solver = Gaussian(SCHEDULE), normal(5), build(name, SCHEDULE, options)
+    model, x, solver = Gaussian(noise), normal(5), build(name, noise, options)
     errors = []
     for steps in (80, 160, 320):
         shares = np.linspace(0, 1, steps + 1) ** 3
-        lambdas = SCHEDULE.log_snr(900) + shares * (SCHEDULE.log_snr(100) - SCHEDULE.log_snr(900))
-        *times, end = SCHEDULE.time_at(lambdas).tolist()
+        lambdas = noise.log_snr(900) + shares * (noise.log_snr(100) - noise.log_snr(900))
+        *times, end = noise.time_at(lambdas).tolist()
         state, along = State(x), []
         for move in solver.moves(times, end):
             state = solver.step(model.predict, state, move, noise_like(x))
@@ -640,19 +651,24 @@ def noise_like(x: Tensor) -> Callable[[int], Tensor]:
     return lambda move: normal(*x.shape, seed=100 + move, dtype=x.dtype)
 
 
-def whole(name: str, times: tuple[float, ...]) -> tuple[float, ...]:
-    """The times as this solver takes them: whole, unless it is continuous."""
-    if build(name, SCHEDULE).continuous:
+def taken(name: str, noise: NoiseSchedule, times: tuple[float, ...]) -> tuple[float, ...]:
+    """The times as this solver takes them: whole, unless it is continuous; of flow matching from its own beginning."""
+    if noise.continuous:
+        return tuple(t + (t == 999) for t in times)
+    if build(name, noise).continuous:
         return times
     return tuple(dict.fromkeys(max(1.0, math.floor(t)) for t in times))
 
 
 @every_solver
+@both_schedules
 @pytest.mark.parametrize("end", [None, 0])
 @pytest.mark.parametrize("times", LISTS)
-def test_any_falling_list(name: str, options: dict[str, Any], times: tuple[float, ...], end: float | None) -> None:
-    times = whole(name, times)
-    solver, x = build(name, SCHEDULE, options), normal(2, 3)
+def test_any_falling_list(
+    name: str, options: dict[str, Any], times: tuple[float, ...], end: float | None, noise: NoiseSchedule
+) -> None:
+    times = taken(name, noise, times)
+    solver, x = build(name, noise, options), normal(2, 3)
     before, asked = x.clone(), []
 
     def predict(x: Tensor, t: float) -> Tensor:
@@ -675,43 +691,45 @@ def test_any_falling_list(name: str, options: dict[str, Any], times: tuple[float
 @settings(max_examples=15, deadline=None)
 @given(
     eighths=st.sets(st.integers(1, 999 * 8), min_size=1, max_size=9),
-    betas=st.sampled_from([NoiseSchedule.linear(), NoiseSchedule.cosine(), SCHEDULE]),
+    betas=st.sampled_from([NoiseSchedule.linear(), NoiseSchedule.cosine(), SCHEDULE, FLOW]),
     end=st.sampled_from([None, 0]),
 )
 def test_any_falling_list_at_all(
     name: str, options: dict[str, Any], eighths: set[int], betas: NoiseSchedule, end: float | None
 ) -> None:
-    times, x = whole(name, tuple(t / 8 for t in sorted(eighths, reverse=True))), normal(3)
+    times, x = taken(name, betas, tuple(t / 8 for t in sorted(eighths, reverse=True))), normal(3)
     assert torch.isfinite(solve(build(name, betas, options), wavy, x, times, end, noise_like(x))).all()
 
 
 @every_solver
-def test_states_are_shared_without_harm(name: str, options: dict[str, Any]) -> None:
+@both_schedules
+def test_states_are_shared_without_harm(name: str, options: dict[str, Any], noise: NoiseSchedule) -> None:
     # plans of equal beginning continue from one state; what one of them does must not show in the other
-    solver, x = build(name, SCHEDULE, options), normal(2, 3)
+    solver, x = build(name, noise, options), normal(2, 3)
     one, other = solver.moves([900, 700, 500, 300, 100]), solver.moves([900, 700, 500, 250, 50], end=0)
-    noise = noise_like(x)
+    drawn = noise_like(x)
     states = [State(x)]
     for move in one[:2]:
-        states.append(solver.step(wavy, states[-1], move, noise))
+        states.append(solver.step(wavy, states[-1], move, drawn))
     assert one[:2] == other[:2]
     snapshot = [state.x.clone() for state in states]
     results = []
     for moves in (one, other, one):
         state = states[2]
         for move in moves[2:]:
-            state = solver.step(wavy, state, move, noise)
+            state = solver.step(wavy, state, move, drawn)
         results.append(state.x)
     assert torch.equal(results[0], results[2])
-    assert torch.equal(results[0], solve(solver, wavy, x, [900, 700, 500, 300, 100], None, noise))
-    assert torch.equal(results[1], solve(solver, wavy, x, [900, 700, 500, 250, 50], 0, noise))
+    assert torch.equal(results[0], solve(solver, wavy, x, [900, 700, 500, 300, 100], None, drawn))
+    assert torch.equal(results[1], solve(solver, wavy, x, [900, 700, 500, 250, 50], 0, drawn))
     assert all(torch.equal(state.x, copy) for state, copy in zip(states, snapshot, strict=True))
     assert [state.moves for state in states] == [0, 1, 2]
 
 
 @every_solver
+@both_schedules
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_dtype_is_kept(name: str, options: dict[str, Any], dtype: torch.dtype) -> None:
+def test_dtype_is_kept(name: str, options: dict[str, Any], dtype: torch.dtype, noise: NoiseSchedule) -> None:
     times = [900, 700, 500, 300, 100]
     seen = set()
 
@@ -720,8 +738,8 @@ def test_dtype_is_kept(name: str, options: dict[str, Any], dtype: torch.dtype) -
         return wavy(x, t)
 
     x = normal(2, 3)
-    double = solve(build(name, SCHEDULE, options), wavy, x, times, 0, noise_like(x))
-    result = solve(build(name, SCHEDULE, options), predict, x.to(dtype), times, 0, noise_like(x.to(dtype)))
+    double = solve(build(name, noise, options), wavy, x, times, 0, noise_like(x))
+    result = solve(build(name, noise, options), predict, x.to(dtype), times, 0, noise_like(x.to(dtype)))
     assert result.dtype == dtype
     assert seen == {dtype}
     assert relative(result.double(), double) < (1e-4 if dtype == torch.float32 else 1e-15)
@@ -740,19 +758,25 @@ def test_samples_do_not_see_each_other(name: str, options: dict[str, Any]) -> No
 
 
 @pytest.mark.parametrize(("name", "options"), LINEAR)
+@both_schedules
 @pytest.mark.parametrize("end", [None, 0])
-def test_data_at_one_point_is_reached_at_once(name: str, options: dict[str, Any], end: float | None) -> None:
+def test_data_at_one_point_is_reached_at_once(
+    name: str, options: dict[str, Any], end: float | None, noise: NoiseSchedule
+) -> None:
     # there the noise and the clean data are the same all along the way, and straight steps are exact
-    model, x, times = Gaussian(SCHEDULE, std=0), normal(4), [960, 700, 655, 300, 120, 40]
-    got = solve(build(name, SCHEDULE, options), model.predict, x, times, end)
+    model, x, times = Gaussian(noise, std=0), normal(4), [960, 700, 655, 300, 120, 40]
+    got = solve(build(name, noise, options), model.predict, x, times, end)
     assert torch.allclose(got, model.flow(x, 960, end), rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize(("name", "options"), LINEAR)
+@both_schedules
 @pytest.mark.parametrize("end", [None, 0])
-def test_a_solver_can_be_run_on_symbols(name: str, options: dict[str, Any], end: float | None) -> None:
+def test_a_solver_can_be_run_on_symbols(
+    name: str, options: dict[str, Any], end: float | None, noise: NoiseSchedule
+) -> None:
     # the first noise and each prediction as a unit vector: the result holds their weights
-    solver, times, x, said = build(name, SCHEDULE, options), [960, 700, 655, 300, 120, 40], normal(2, 3), []
+    solver, times, x, said = build(name, noise, options), [960, 700, 655, 300, 120, 40], normal(2, 3), []
 
     def predict(x: Tensor, t: float) -> Tensor:
         said.append(wavy(x, t))

@@ -36,6 +36,7 @@ def score_candidates(job: Job, metric: Metric | KL, study: Study, progress: Quie
     planned = min(strategy.planned * price, budget)
     stop = share * (budget if budget < math.inf else planned) if share < 1 else math.inf
     progress.phase("search", int(min(planned, stop)))
+    progress.before(sum(event["evaluations"] for event in study.of_kind("scores")))
     race = _race(job, metric)
     spent = 0
     for generation in itertools.count():
@@ -58,8 +59,6 @@ def score_candidates(job: Job, metric: Metric | KL, study: Study, progress: Quie
         spent += sum(e["evaluations"] for e in study.of_kind("scores") if e["generation"] == generation)
         told = [(plan, _loss(entries[plan], metric)) for plan in plans]
         strategy.tell(told, {plan: e for plan in plans if (e := entries[plan].get("error")) is not None})
-        if (best := least_loss(study, metric)) < math.inf:
-            progress.note(f"best {settings.metric} in the search {best if metric.better == 'lower' else -best:.4g}")
 
 
 def _price(plans: list[Plan], race: Race | None, samples: int, job: Job) -> int:

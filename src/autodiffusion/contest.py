@@ -47,6 +47,7 @@ def search_solvers(
         InputError: as :func:`~autodiffusion.loop.search`, for any of the solvers, before anything is written.
         RunError: as there.
     """
+    progress = progress or Quiet()
     racing = [name for name in dict.fromkeys(solvers) if name != GENERAL]
     general = GENERAL in solvers
     if not racing:
@@ -75,7 +76,8 @@ def search_solvers(
                 raise InputError(f"{where}: {GENERAL} cannot go on from {name}: {error}") from None
     found: dict[str, tuple[tuple[int, float], Plan]] = {}
     for share in (*LOOKS, 1.0) if general else LOOKS:
-        for name in field:
+        for number, name in enumerate(field, 1):
+            progress.part(f"solver {name} ({number} of {len(field)}, to {share:.0%})")
             best = explore(field[name], out / name, share, progress, model, times)
             found |= {name: best} if best else {}
         ranked = sorted((name for name in field if name in found), key=lambda name: found[name][0])
@@ -93,6 +95,7 @@ def search_solvers(
         settings, winner = _finishing(where, options, winner, start, model), GENERAL
     else:
         settings = field[winner]
+    progress.part(f"solver {winner}")
     result = search(settings, out / winner, progress, model, times)
     result.plan.save(out / PLAN)
     return {winner: result}

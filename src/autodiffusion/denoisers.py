@@ -61,7 +61,42 @@ def _pixart(transformer: Any) -> tuple[Network, int | None]:
     return network, None
 
 
+def _sd3(transformer: Any) -> tuple[Network, int | None]:
+    config = transformer.config
+
+    def network(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        text = x.new_zeros(len(x), TOKENS, config.joint_attention_dim)
+        pooled = x.new_zeros(len(x), config.pooled_projection_dim)
+        prediction: Tensor = transformer(x, text, pooled, t, return_dict=False)[0]
+        return prediction
+
+    return network, None
+
+
+def _flux(transformer: Any) -> tuple[Network, int | None]:
+    """A ``FluxTransformer2DModel``, which takes an image as a list of tokens with their places."""
+    config = transformer.config
+
+    def network(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        tokens = x.flatten(2).transpose(1, 2)
+        text = x.new_zeros(len(x), TOKENS, config.joint_attention_dim)
+        prediction: Tensor = transformer(
+            tokens,
+            encoder_hidden_states=text,
+            pooled_projections=x.new_zeros(len(x), config.pooled_projection_dim),
+            timestep=t / 1000,
+            img_ids=x.new_zeros(tokens.shape[1], 3),
+            txt_ids=x.new_zeros(TOKENS, 3),
+            guidance=x.new_ones(len(x)) if config.guidance_embeds else None,
+            return_dict=False,
+        )[0]
+        return prediction.transpose(1, 2).unflatten(2, x.shape[2:])
+
+    return network, None
+
+
 _UNET, _TEXT, _PIXART = ("unet", _unet), ("unet", _text_unet), ("transformer", _pixart)
+_SD3, _FLUX = ("transformer", _sd3), ("transformer", _flux)
 
 PIPELINES: dict[str, tuple[str, Callable[[Any], tuple[Network, int | None]]]] = {
     "DDPMPipeline": _UNET,
@@ -83,6 +118,16 @@ PIPELINES: dict[str, tuple[str, Callable[[Any], tuple[Network, int | None]]]] = 
     "StableDiffusionXLControlNetInpaintPipeline": _TEXT,
     "PixArtAlphaPipeline": _PIXART,
     "PixArtSigmaPipeline": _PIXART,
+    "StableDiffusion3Pipeline": _SD3,
+    "StableDiffusion3Img2ImgPipeline": _SD3,
+    "StableDiffusion3InpaintPipeline": _SD3,
+    "StableDiffusion3ControlNetPipeline": _SD3,
+    "FluxPipeline": _FLUX,
+    "FluxImg2ImgPipeline": _FLUX,
+    "FluxInpaintPipeline": _FLUX,
+    "FluxControlNetPipeline": _FLUX,
+    "FluxFillPipeline": _FLUX,
+    "FluxKontextPipeline": _FLUX,
 }
 """For each class of pipelines, and what is derived from it: the component that denoises, and how it is called as the
 network of a :class:`Model`, with the number of its classes."""
@@ -93,4 +138,10 @@ def blends(name: str, network: Any) -> bool:
 
     Those that repaint with a network for whole images do; a network for repainting gets it beside the sample.
     """
-    return name.endswith("InpaintPipeline") and network.config.in_channels == 4
+    given, made = network.config.in_channels, network.config.out_channels
+    return name.endswith("InpaintPipeline") and given == (made or given)
+
+
+def flows(name: str) -> bool:
+    """Whether the networks of these pipelines are of flow matching."""
+    return PIPELINES[name] in (_SD3, _FLUX)

@@ -18,6 +18,7 @@ from autodiffusion.errors import InputError
 from autodiffusion.features import Extractor, Features
 from autodiffusion.metrics import KL, Interval, Metric, interval
 from autodiffusion.models import Model
+from autodiffusion.notebook import table
 from autodiffusion.plan import Plan, tidy
 from autodiffusion.sampling import Cost, Tick, blocks, stretches
 from autodiffusion.schedule import Floats
@@ -41,6 +42,10 @@ class Score:
     value: float
     samples: int
     problem: str | None = None
+
+    def _repr_html_(self) -> str:
+        value = f"{self.value:.4g}" if self.problem is None else self.problem
+        return table("score", ["value", "samples"], [[value, f"{self.samples:,}"]])
 
 
 @dataclass

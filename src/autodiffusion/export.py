@@ -19,12 +19,13 @@ PLAIN = ("ddim", "euler")
 def sigmas(plan: Plan, schedule: NoiseSchedule) -> list[float]:
     """Noise over signal at the plan's times and its end, ``sqrt((1 - alphas_cumprod) / alphas_cumprod)``; falling.
 
-    That is sigma in Karras et al. 2022, k-diffusion, ComfyUI and diffusers' Euler. Clean data is 0.
+    That is sigma in Karras et al. 2022, k-diffusion, ComfyUI and diffusers' Euler. Of flow matching it is the noise's
+    share there, 1 at the beginning. Clean data is 0.
 
     Raises:
         InputError: a time lies outside the schedule.
     """
-    return [math.exp(-schedule.log_snr(t)) for t in (*plan.times, plan.end)]
+    return [math.exp(schedule.log_level(t)) for t in (*plan.times, plan.end)]
 
 
 def text(values: Sequence[float]) -> str:

@@ -1,7 +1,9 @@
 """The named grids: time steps that people use without a search. ``uniform:4`` names one of four steps.
 
 A grid of K steps is K times; a plan of them ends in clean data, which diffusers writes as a last sigma of 0. Grids that
-go by noise over signal (diffusers' sigma, ``exp(-log_snr)``) have a time where the schedule has that much of it.
+go by sigma (diffusers' and k-diffusion's: noise over signal, or of flow matching the noise's share) have a time where
+the schedule has that much of it. T - 1 stands for the last training step, 0 for the first; of flow matching these are T
+and 1, and its grids are made even and then shifted.
 """
 
 from __future__ import annotations
@@ -21,41 +23,59 @@ Made = TypeVar("Made")
 
 
 def uniform(steps: int, schedule: NoiseSchedule) -> Floats:
-    """Multiples of T // steps from 0: DDIM's spacing, ``leading`` in diffusers."""
+    """Multiples of T // steps from 0: DDIM's spacing, ``leading`` in diffusers.
+
+    Of flow matching, where at 0 there is nothing left to do, those of T / steps up to T: Flux's.
+    """
+    if schedule.continuous:
+        return trailing(steps, schedule)
     return np.arange(steps, dtype=np.float64)[::-1] * (len(schedule) // steps)
 
 
 def linspace(steps: int, schedule: NoiseSchedule) -> Floats:
-    """Evenly from T - 1 to 0, both included."""
-    return np.asarray(np.linspace(len(schedule) - 1, 0, steps), dtype=np.float64)
+    """Evenly from T - 1 to 0, both included. Of flow matching diffusers' own, Stable Diffusion 3's."""
+    return schedule.shifted(np.linspace(schedule.last, schedule.low, steps))
 
 
 def trailing(steps: int, schedule: NoiseSchedule) -> Floats:
     """T - 1 and down from it by T / steps, rounded (Lin et al. 2024, table 2)."""
-    return np.asarray(np.round(np.arange(len(schedule), 0, -len(schedule) / steps)[:steps]) - 1, dtype=np.float64)
+    times = np.arange(len(schedule), 0, -len(schedule) / steps)[:steps]
+    return schedule.shifted(times) if schedule.continuous else np.round(times) - 1
 
 
 def quadratic(steps: int, schedule: NoiseSchedule) -> Floats:
-    """Squares of an even grid up to 0.8 T, dense near clean data (Song et al. 2021, appendix D.2)."""
+    """Squares of an even grid up to 0.8 T, dense near clean data (Song et al. 2021, appendix D.2).
+
+    Of flow matching up to T, for below it there is signal in a sample.
+    """
+    if schedule.continuous:
+        return schedule.shifted(np.linspace(np.sqrt(schedule.last), np.sqrt(schedule.low), steps) ** 2)
     return np.asarray(np.floor(np.linspace(np.sqrt(0.8 * len(schedule)), 0, steps) ** 2), dtype=np.float64)
 
 
 def log_snr(steps: int, schedule: NoiseSchedule) -> Floats:
     """Even in log-SNR from T - 1 to 0 (DPM-Solver, Lu et al. 2022, section 4.1).
 
-    So are diffusers' ``use_exponential_sigmas`` and ``use_lu_lambdas``, which differ in how they round times.
+    So is diffusers' ``use_lu_lambdas``, which differs in how it rounds times. Of flow matching from T - 1 on, the last
+    training step with a signal.
     """
-    return schedule.time_at(np.linspace(schedule.log_snr(len(schedule) - 1), schedule.log_snr(0), steps))
+    first, last = (schedule.log_snr(float(t)) for t in schedule.shifted([schedule.noisiest, schedule.low]))
+    return schedule.time_at(np.linspace(first, last, steps))
+
+
+def exponential(steps: int, schedule: NoiseSchedule) -> Floats:
+    """Even in the logarithm of sigma: diffusers' ``use_exponential_sigmas``."""
+    return schedule.time_at_log_level(np.linspace(*_log_levels(schedule), steps))
 
 
 def karras(steps: int, schedule: NoiseSchedule, rho: float = 7) -> Floats:
-    """Even in the ``rho``-th root of noise over signal (Karras et al. 2022, equation 5).
+    """Even in the ``rho``-th root of sigma (Karras et al. 2022, equation 5).
 
     Its noise is that of diffusers' ``use_karras_sigmas``. Times differ by up to one step: theirs are interpolated in
     log sigma, ours in log alpha, as the schedule is.
     """
-    first, last = (np.exp(-schedule.log_snr(t) / rho) for t in (len(schedule) - 1, 0))
-    return schedule.time_at(-rho * np.log(np.linspace(first, last, steps)))
+    first, last = (np.exp(log_level / rho) for log_level in _log_levels(schedule))
+    return schedule.time_at_log_level(rho * np.log(np.linspace(first, last, steps)))
 
 
 def beta(steps: int, schedule: NoiseSchedule, a: float = 0.6, b: float = 0.6) -> Floats:
@@ -63,16 +83,22 @@ def beta(steps: int, schedule: NoiseSchedule, a: float = 0.6, b: float = 0.6) ->
 
     The paper draws time steps so. diffusers' ``use_beta_sigmas`` takes quantiles of noise: :func:`beta_sigmas`.
     """
-    return _beta_quantiles(steps, a, b) * (len(schedule) - 1)
+    return schedule.shifted(schedule.low + _beta_quantiles(steps, a, b) * (schedule.last - schedule.low))
 
 
 def beta_sigmas(steps: int, schedule: NoiseSchedule, a: float = 0.6, b: float = 0.6) -> Floats:
-    """Quantiles of Beta(0.6, 0.6) over the range of noise over signal: diffusers' ``use_beta_sigmas``.
+    """Quantiles of Beta(0.6, 0.6) over the range of sigma: diffusers' ``use_beta_sigmas``.
 
     Most of that range is noise beyond what a picture shows through, on the cosine schedule nearly all of it.
     """
-    most, least = _noise_range(schedule)
-    return _time_at_noise(least + _beta_quantiles(steps, a, b) * (most - least), schedule)
+    most, least = (float(np.exp(log_level)) for log_level in _log_levels(schedule))
+    return schedule.time_at_log_level(np.log(least + _beta_quantiles(steps, a, b) * (most - least)))
+
+
+def _log_levels(schedule: NoiseSchedule) -> tuple[float, float]:
+    """The logarithms of the largest and the smallest sigma of a grid."""
+    first, last = (schedule.log_level(float(t)) for t in schedule.shifted([schedule.last, schedule.low]))
+    return first, last
 
 
 def _beta_quantiles(steps: int, a: float, b: float) -> Floats:
@@ -102,7 +128,7 @@ def aligned(levels: tuple[float, ...], steps: int, schedule: NoiseSchedule) -> F
     Raises:
         InputError: the schedule ends before the second or behind the last but one of the levels.
     """
-    most, least = _noise_range(schedule)
+    most, least = (float(np.exp(-schedule.log_snr(t))) for t in (schedule.noisiest, schedule.first))
     if not least < levels[-2] < levels[1] < most:
         raise InputError(
             f"Align Your Steps' list with noise over signal of {levels[1]:g} to {levels[-2]:g} does not fit a noise "
@@ -110,17 +136,7 @@ def aligned(levels: tuple[float, ...], steps: int, schedule: NoiseSchedule) -> F
         )
     logs = np.log([min(levels[0], most), *levels[1:-1], max(levels[-1], least)])
     own = np.arange(len(levels)) / (len(levels) - 1)
-    return _time_at_noise(np.exp(np.interp(np.arange(steps) / steps, own, logs)), schedule)
-
-
-def _noise_range(schedule: NoiseSchedule) -> tuple[float, float]:
-    """Noise over signal at T - 1 and at 0."""
-    most, least = (float(np.exp(-schedule.log_snr(t))) for t in (len(schedule) - 1, 0))
-    return most, least
-
-
-def _time_at_noise(ratios: Floats, schedule: NoiseSchedule) -> Floats:
-    """The times at which noise over signal is ``ratios``."""
+    ratios = np.exp(np.interp(np.arange(steps) / steps, own, logs))
     return schedule.time_at(-np.log(ratios))
 
 
@@ -132,7 +148,7 @@ that gives times in falling order. One more would make every default search anot
 
 NAMED: dict[str, Callable[[int, NoiseSchedule], Floats]] = {
     **GRIDS,
-    "exponential": log_snr,
+    "exponential": exponential,
     "lu": log_snr,
     "beta_sigmas": beta_sigmas,
     **{name: partial(aligned, levels) for name, levels in ALIGNED.items()},
@@ -142,9 +158,10 @@ every noise schedule."""
 
 
 def grid(name: str, steps: int, schedule: NoiseSchedule, *, continuous: bool = False) -> tuple[float, ...]:
-    """The times of a named grid, strictly decreasing, in [0, T - 1].
+    """The times of a named grid, strictly decreasing, within the schedule's training steps.
 
-    Whole numbers unless ``continuous``; what rounding makes equal is moved apart by as little as possible.
+    Whole numbers unless ``continuous`` or the schedule is so; what rounding makes equal is moved apart by as little as
+    possible.
 
     Raises:
         InputError: an unknown name, ``steps`` outside 1 to T, or a list that does not fit the schedule.
@@ -153,9 +170,10 @@ def grid(name: str, steps: int, schedule: NoiseSchedule, *, continuous: bool = F
         raise InputError(f"grid '{name}' is unknown {nearest(name, NAMED)}")
     check_steps(steps, schedule)
     times = NAMED[name](steps, schedule)
-    if continuous and np.all(np.diff(times) < -1e-9):
-        return tuple(float(t) for t in np.clip(times, 0, len(schedule) - 1))
-    return tuple(float(t) for t in spread(np.round(times), len(schedule)))
+    first = schedule.first
+    if (continuous or schedule.continuous) and np.all(np.diff(times) < -1e-9):
+        return tuple(float(t) for t in np.clip(times, first, schedule.last))
+    return tuple(float(t) for t in spread(np.round(times) - first, len(schedule)) + first)
 
 
 def fitting(make: Callable[[str], Made]) -> dict[str, Made]:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from autodiffusion import __version__
+from autodiffusion import __version__, frames, tensorboard
 from autodiffusion.candidates import score_candidates, standings
 from autodiffusion.confirm import confirm
 from autodiffusion.costs import Costs
 from autodiffusion.errors import RunError
-from autodiffusion.evaluate import Evaluator, derive_seed
+from autodiffusion.finalists import choice, choose
 from autodiffusion.grids import fitting
 from autodiffusion.inputs import plan_of, teacher_plan
 from autodiffusion.job import REPORTED, Job, teacher_reference
@@ -25,18 +23,16 @@ from autodiffusion.models import Model
 from autodiffusion.plan import Plan
 from autodiffusion.pricing import load_times, save_times
 from autodiffusion.progress import Quiet
-from autodiffusion.racing import Race
 from autodiffusion.reference import Reference
 from autodiffusion.report import GRID, picture, report
 from autodiffusion.sampling import Cost, sample
 from autodiffusion.settings import Settings
-from autodiffusion.strategies import hopeful
 from autodiffusion.study import LEDGER, PLAN, Study
+from autodiffusion.watch import Watch
 
-APART = 0.05
-"""By how much of the time range the finalists differ, at least, in one of their nodes."""
-TURNED = 0.25
-"""Or by how much in one of their free numbers."""
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
 TEACHER = "reference.npz"
 """Where a study keeps a reference that its model made itself."""
 TIMES = "layer_times.json"
@@ -60,6 +56,22 @@ class Result:
     search_cost: Cost
     confirm_cost: Cost
 
+    def dataframe(self) -> DataFrame:
+        """The final table as a frame of pandas; see :func:`autodiffusion.frames.of_rows`.
+
+        Raises:
+            InputError: pandas is not installed.
+        """
+        return frames.of_rows(self.rows)
+
+    def _repr_html_(self) -> str:
+        searched, confirmed = self.search_cost, self.confirm_cost
+        spent = (
+            f"search: {searched.evaluations:,} network evaluations times samples, {searched.saved:,} more saved by "
+            f"sharing; confirmation: {confirmed.evaluations:,}"
+        )
+        return frames.html(self.rows, [spent])
+
 
 def search(
     settings: Settings,
@@ -79,11 +91,12 @@ def search(
         RunError: no candidate gave finite images.
     """
     progress = progress or Quiet()
-    job = Job.of(settings, model, load_times(out / TIMES) or times)
+    job = _job(settings, out, model, times)
     with Study(out, job.settings) as study:
-        if not study.of_kind("confirm"):
-            metric, reference = _score(job, study, progress)
-            _confirm(job, metric, reference, study, progress)
+        with Watch(study, job.evaluator.model, progress):
+            if not study.of_kind("confirm"):
+                metric, reference = _score(job, study, progress)
+                _confirm(job, metric, reference, study, progress)
         result = _result(study)
         result.plan.save(out / PLAN)
         _picture(job, result, out)
@@ -108,11 +121,19 @@ def explore(
         The best plan's standing, lower is better: the negative of its samples, and its loss; and the plan. With layers
         it may cost more than what is found. ``None`` if no candidate has a score.
     """
-    job = Job.of(settings, model, load_times(out / TIMES) or times)
-    with Study(out, job.settings) as study:
-        metric, _ = _score(job, study, progress or Quiet(), share)
+    progress = progress or Quiet()
+    job = _job(settings, out, model, times)
+    with Study(out, job.settings) as study, Watch(study, job.evaluator.model, progress):
+        metric, _ = _score(job, study, progress, share)
         found = standings(study.events, metric)
     return next((((-samples, loss), plan) for plan, (samples, loss) in found.items()), None)
+
+
+def _job(settings: Settings, out: Path, model: Model | None, times: Costs | None) -> Job:
+    """What the search in ``out`` works with; nothing has been written yet."""
+    if settings.tensorboard:
+        tensorboard.check()
+    return Job.of(settings, model, load_times(out / TIMES) or times)
 
 
 def _score(job: Job, study: Study, progress: Quiet, share: float = 1.0) -> tuple[Metric | KL, Reference]:
@@ -187,35 +208,6 @@ def _confirm(job: Job, metric: Metric | KL, reference: Reference, study: Study, 
     )
 
 
-def choice(ranked: Sequence[Plan], count: int, last: float) -> list[Plan]:
-    """The first ``count`` plans that differ: neighbours of the best have its luck with the search's noise.
-
-    Two differ in their number of steps, in a node by :data:`APART` of the time range 0 to ``last``, in a free number by
-    :data:`TURNED`, or in a tenth of the layers left out.
-    """
-
-    def differ(one: Plan, other: Plan) -> bool:
-        if len(one.steps) != len(other.steps) or any(one.params) != any(other.params):
-            return True
-        nodes = np.array([(*plan.times, plan.end or 0.0) for plan in (one, other)])
-        pairs = [{(i, layer) for i, step in enumerate(plan.steps) for layer in step.skip} for plan in (one, other)]
-        layers = len(pairs[0] ^ pairs[1]) > 0.1 * max(map(len, pairs))
-        turned = any(
-            abs(params.get(name, 0.0) - others.get(name, 0.0)) >= TURNED
-            for params, others in zip(one.params, other.params, strict=True)
-            for name in {*params, *others}
-        )
-        return layers or turned or bool(np.abs(np.diff(nodes, axis=0)).max() >= APART * last)
-
-    chosen: list[Plan] = []
-    for plan in ranked:
-        if len(chosen) == count:
-            break
-        if all(differ(plan, other) for other in chosen):
-            chosen.append(plan)
-    return chosen
-
-
 def _searched(standing: tuple[int, float] | None, metric: Metric | KL) -> dict[str, Any]:
     """What a row says of its plan's score in the search, to be held against the one on fresh noise."""
     if standing is None:
@@ -227,27 +219,6 @@ def _searched(standing: tuple[int, float] | None, metric: Metric | KL) -> dict[s
 def _cost(job: Job, plan: Plan) -> dict[str, Any]:
     """What a row says of its plan's cost: nothing where the network has no layers."""
     return {"cost": job.pricing.plan(plan)} if job.pricing.costs else {}
-
-
-def choose(
-    finalists: Sequence[Plan], metric: Metric | KL, settings: Settings, evaluator: Evaluator, progress: Quiet
-) -> Plan:
-    """The best of the finalists, in a race on noise that neither the search nor the final table uses."""
-    finalists = list(finalists)
-    seed, samples = derive_seed(settings.seed, "finalists"), settings.confirm_samples
-    sign = -1.0 if metric.better == "higher" else 1.0
-    if isinstance(metric, KL):
-        scores = evaluator.scores(finalists, metric, min(samples, metric.available), seed, progress.tick)
-        return min(zip(finalists, scores, strict=True), key=lambda pair: sign * pair[1].value)[0]
-    race = Race(evaluator, metric, samples, seed, 0)
-    for count in race.counts:
-        if len(finalists) == 1:
-            break
-        lap = race.lap(finalists, count, tick=progress.tick)
-        losses = {plan: sign * score.value for plan, score in zip(finalists, lap.scores, strict=True)}
-        errors = {plan: e for plan, e in zip(finalists, lap.errors, strict=True) if math.isfinite(e)}
-        finalists = hopeful(losses, errors) or finalists
-    return finalists[0]
 
 
 def _grids(job: Job) -> dict[Plan, str]:

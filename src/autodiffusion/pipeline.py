@@ -8,8 +8,9 @@ import numpy as np
 from torch import Tensor, nn
 
 from autodiffusion import turns
-from autodiffusion.denoisers import PIPELINES, blends
+from autodiffusion.denoisers import PIPELINES, blends, flows
 from autodiffusion.errors import InputError, nearest
+from autodiffusion.flow import FlowSchedule, is_flow
 from autodiffusion.models import Model
 from autodiffusion.plan import Plan
 from autodiffusion.plan_scheduler import PlanScheduler
@@ -77,16 +78,26 @@ def apply(plan: Plan, pipe: Any) -> Applied:
     return Applied(plan, pipe, scheduler, model.module if scheduler.skips else None)
 
 
+def known_as(kind: type) -> str:
+    """The name in :data:`PIPELINES` of this class of pipelines, or of the one that it is derived from.
+
+    Raises:
+        InputError: there is none.
+    """
+    known = next((base.__name__ for base in kind.__mro__ if base.__name__ in PIPELINES), None)
+    if known is None:
+        name = kind.__name__
+        raise InputError(f"pipeline {name} is none that plans can be applied to {nearest(name, PIPELINES)}")
+    return known
+
+
 def _model(pipe: Any, scheduler: Any) -> tuple[str, Model]:
     """What the pipeline is known as, and its network with the noise schedule and prediction that its scheduler says.
 
     Raises:
         InputError: the pipeline or its scheduler is of a kind that cannot follow a plan.
     """
-    kind = type(pipe).__name__
-    known = next((base.__name__ for base in type(pipe).__mro__ if base.__name__ in PIPELINES), None)
-    if known is None:
-        raise InputError(f"pipeline {kind} is none that plans can be applied to {nearest(kind, PIPELINES)}")
+    kind, known = type(pipe).__name__, known_as(type(pipe))
     component, called = PIPELINES[known]
     module = getattr(pipe, component, None)
     if module is None or scheduler is None:
@@ -94,14 +105,14 @@ def _model(pipe: Any, scheduler: Any) -> tuple[str, Model]:
             f"pipeline {kind} has no {component if module is None else 'scheduler'}; load the whole pipeline"
         )
     network, classes = called(module)
-    config = module.config
-    size = config.sample_size or 64  # any in which layers can be found
+    config, schedule = module.config, _schedule(scheduler, known)
+    size = config.get("sample_size") or 64  # any in which layers can be found
     return known, Model(
         network,
-        _schedule(scheduler),
+        schedule,
         # of what the network takes: for repainting that is more than the sample. Only its layers are found with it
         (config.in_channels, *((size, size) if isinstance(size, int) else size)),
-        prediction=scheduler.config.get("prediction_type", "epsilon"),
+        prediction=scheduler.config.get("prediction_type", schedule.predictions[0]),
         classes=classes,
         name=kind,
         device=str(module.device),
@@ -110,15 +121,23 @@ def _model(pipe: Any, scheduler: Any) -> tuple[str, Model]:
     )
 
 
-def _schedule(scheduler: Any) -> NoiseSchedule:
+def _schedule(scheduler: Any, known: str) -> NoiseSchedule:
     """The noise schedule of a diffusers scheduler.
 
+    Args:
+        known: what its pipeline is known as.
+
     Raises:
-        InputError: it has none of a variance-preserving model with discrete time steps.
+        InputError: it is for flow matching and the pipeline is not, or the other way; or it has no schedule of a
+            variance-preserving model with discrete time steps.
     """
     kind, config = type(scheduler).__name__, scheduler.config
-    if "FlowMatch" in kind or config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
-        raise InputError(f"scheduler {kind}: is for flow matching, to which plans cannot be applied yet")
+    if is_flow(config, kind):
+        if not flows(known):
+            raise InputError(f"scheduler {kind}: is for flow matching, which the networks of {known} are not made for")
+        return FlowSchedule.from_scheduler(config)
+    if flows(known):
+        raise InputError(f"scheduler {kind}: is not for flow matching, which the networks of {known} are made for")
     values = getattr(scheduler, "alphas_cumprod", None)
     if not isinstance(values, Tensor):
         raise InputError(f"scheduler {kind}: is not of a variance-preserving model with discrete time steps")

@@ -25,9 +25,12 @@ from pydantic import (
 )
 
 from autodiffusion.errors import InputError, one_line
+from autodiffusion.notebook import table
 
 MAX_STEPS = 10_000
 MAX_BYTES = 16 * 2**20
+SHOWN = 50
+"""Steps of a plan that a notebook shows."""
 
 
 def _plain(value: object) -> object:
@@ -214,6 +217,20 @@ class Plan(BaseModel):
     def to_json(self) -> str:
         """The plan as an indented JSON document."""
         return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"
+
+    def _repr_html_(self) -> str:
+        names = sorted({name for params in self.params for name in params})
+        layers = any(step.skip for step in self.steps)
+        head = ["step", "time", *(["layers left out"] if layers else []), *names]
+        rows: list[list[object]] = []
+        for number, step in enumerate(self.steps[:SHOWN], 1):
+            skip = [", ".join(map(str, sorted(step.skip)))] if layers else []
+            rows.append([number, tidy(step.t), *skip, *(step.params.get(name, "plain") for name in names)])
+        options = ", ".join(f"{name}={value}" for name, value in self.solver_options.items())
+        more = f"and {len(self.steps) - SHOWN} more steps" if len(self.steps) > SHOWN else ""
+        end = "" if self.end is None else f"to {tidy(self.end)}"
+        origin = "; ".join(f"{name}: {value}" for name, value in self.origin.items())
+        return table(f"{self.solver} ({options})" if options else self.solver, head, rows, [more, end, origin])
 
     @classmethod
     def from_json(cls, text: str, where: str = "plan") -> Plan:

@@ -56,7 +56,8 @@ class Run:
     drawn: dict[int, Tensor] = field(default_factory=dict)
 
     def __post_init__(self, model: Model) -> None:
-        self._answering = replace(model, network=self._answer, dtype=self.state.x.dtype)
+        shape = tuple(self.state.x.shape[1:])  # which pipelines may have laid out otherwise
+        self._answering = replace(model, network=self._answer, dtype=self.state.x.dtype, shape=shape)
 
     def go_on(self) -> Tensor:
         """As far as the answers allow: the next point to be asked, or the sample at the end."""

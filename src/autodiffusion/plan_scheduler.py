@@ -32,8 +32,8 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # confi
     states are float32 at least, whatever the pipeline's dtype.
 
     Attributes:
-        order: evaluations of each step but the last, where all have as many, otherwise 1: what pipelines multiply by to
-            find the evaluation at which a step begins.
+        order: evaluations of each step but the last, where all have as many, otherwise 1, and 1 where the pipeline
+            counts ``timesteps`` itself: what it multiplies by to find the evaluation at which a step begins.
         init_noise_sigma: 1, the standard deviation of the first noise.
         timesteps: the times of the evaluations, in order; whole ones as integers, as the stock schedulers have them.
         num_inference_steps: how many there are.
@@ -66,11 +66,9 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # confi
         asks = [len(stretch.move.ask) for stretch in self._whole]
         self._begins = (0, *accumulate(asks))  # the evaluation at which each step begins
         regular = set(asks[:-1]) <= {asks[0]} and asks[-1] <= asks[0]
-        self.order = asks[0] if regular else 1
-        # the number of steps that the pipeline must be told for begin_index, a multiple of order, to be what it means
-        self._needed = len(asks) if regular else sum(asks)
+        self._order = self.order = asks[0] if regular else 1
         self._asked = [t for stretch in self._whole for t in stretch.move.ask]
-        whole = all(t.is_integer() for t in self._asked)
+        whole = not model.schedule.continuous and all(t.is_integer() for t in self._asked)
         self._times = torch.tensor(self._asked, dtype=torch.int64 if whole else torch.float32)
         steps = inspect.signature(pipe.__call__).parameters.get("num_inference_steps")
         self._counts = {len(asks), len(self._asked), *((steps.default,) if steps else ())}
@@ -89,8 +87,13 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # confi
         device: str | torch.device | None = None,
         timesteps: Sequence[float] | None = None,
         sigmas: Sequence[float] | None = None,
+        mu: float | None = None,
     ) -> None:
         """Begins the plan. Other steps than the plan's are not taken; a warning says so.
+
+        Args:
+            sigmas: pipelines of flow matching give even ones for their number of steps, which count as that number.
+            mu: a shift by resolution, for stock grids; the plan's times are as they are.
 
         Raises:
             InputError: the plan was removed, or the pipeline is to stop within one of its steps (``denoising_end``).
@@ -99,18 +102,21 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # confi
             raise InputError("scheduler: its plan was removed; apply one to this pipeline, or give it a scheduler")
         self.stop()
         count = len(self._asked)
+        # the number of steps by which the pipeline reckons: its own, or what it finds in timesteps
+        self._count, self.order = num_inference_steps or count, self._order if num_inference_steps else 1
+        if sigmas is not None and np.allclose(sigmas, np.linspace(1, 1 / len(sigmas), len(sigmas)), rtol=0, atol=1e-6):
+            num_inference_steps, sigmas = len(sigmas), None
         if timesteps is not None:
             same = len(timesteps) == count and np.allclose(timesteps, self._asked, rtol=0, atol=1e-3)
             given, other = "other timesteps are", not same
         elif sigmas is not None:
-            ours = [math.exp(-self._model.schedule.log_snr(t)) for t in self._asked]
+            ours = [math.exp(self._model.schedule.log_level(t)) for t in self._asked]
             pairs = zip(sigmas, ours, strict=False)
             given, other = "other sigmas are", len(sigmas) < count or any(abs(a - b) > 1e-3 * b for a, b in pairs)
         else:
             given, other = f"num_inference_steps = {num_inference_steps} is", num_inference_steps not in self._counts
         if other:
             warnings.warn(f"{given} not followed: the plan asks the network {count} times", stacklevel=2)
-        self._count = num_inference_steps or count
         self._first, self._last = 0, self._stop_early()
         self._path = self._whole[: self._last]
         self.timesteps = self._times.to(device)
@@ -133,10 +139,12 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # confi
             return
         steps = len(self._whole)
         try:
-            if self._count != self._needed:
+            # for begin_index, a multiple of order, to be what it means
+            needed = steps if self.order > 1 else len(self._asked)
+            if self._count != needed:
                 raise InputError(
                     f"num_inference_steps = {self._count}: to begin in the middle of this plan, call the pipeline with "
-                    f"num_inference_steps={self._needed}"
+                    f"num_inference_steps={needed}"
                 )
             if begin_index >= len(self._asked):
                 raise InputError(f"strength leaves none of the plan's {steps} steps; give at least 1/{steps}")
@@ -197,6 +205,10 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # confi
         alpha = original_samples.new_tensor([schedule.alpha(t) for t in times]).view(shape)
         sigma = original_samples.new_tensor([schedule.sigma(t) for t in times]).view(shape)
         return alpha * original_samples + sigma * noise
+
+    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
+        """:meth:`add_noise`, as pipelines of flow matching call it."""
+        return self.add_noise(sample, noise, timestep)
 
     def step(
         self,

@@ -150,11 +150,13 @@ def stretches(plan: Plan, model: Model) -> tuple[Stretch, ...]:
         raise InputError(
             f"solver {plan.solver} makes {len(moves)} moves of {len(plan.steps)} steps; it needs one a step"
         )
-    last = len(model.schedule) - 1
+    first, last = model.schedule.first, model.schedule.last
     for t in plan.times:
-        if t > last:
-            raise InputError(f"t = {tidy(t)} lies outside the time steps of {model.name}, 0 to {last}")
-        if not solver.continuous and not t.is_integer():
+        if not first <= t <= last:
+            raise InputError(
+                f"t = {tidy(t)} lies outside the time steps of {model.name}, {tidy(first)} to {tidy(last)}"
+            )
+        if not (solver.continuous or model.schedule.continuous) and not t.is_integer():
             raise InputError(f"t = {t} is not whole, and solver {plan.solver} takes the model's own time steps only")
     skip: frozenset[int] = frozenset().union(*(step.skip for step in plan.steps))
     if skip:
@@ -202,8 +204,8 @@ def walk(
             cost.evaluations += len(x)
             if tick:
                 tick(len(x))
-            epsilon, shift = model.predict(x, t, begun.condition), model.guide(x, t, begun.condition)
-            answer = epsilon if shift is None else Guided(epsilon, shift)
+            slope, shift = model.predict(x, t, begun.condition), model.guide(x, t, begun.condition)
+            answer = slope if shift is None else Guided(slope, shift)
             if x is point.state.x:
                 point.said = (t, stretch.skip, answer)
             return answer

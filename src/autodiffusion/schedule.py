@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from autodiffusion.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Floats = NDArray[np.float64]
 
@@ -29,6 +32,13 @@ class NoiseSchedule:
 
     alphas_cumprod: Floats
 
+    predictions: ClassVar[tuple[str, ...]] = ("epsilon", "v_prediction", "sample")
+    """What networks trained with it predict. The first is what solvers work with: the slope of :meth:`scale`."""
+    pull: ClassVar[float] = 0.0
+    """How much of the clean data that slope takes away: it is ``epsilon - pull x_0``."""
+    continuous: ClassVar[bool] = False
+    """Whether the network takes any real time, and not the training steps alone."""
+
     def __post_init__(self) -> None:
         values = np.array(self.alphas_cumprod, dtype=np.float64)
         if values.ndim != 1 or len(values) < 2:
@@ -43,6 +53,30 @@ class NoiseSchedule:
     def __len__(self) -> int:
         return len(self.alphas_cumprod)
 
+    @property
+    def first(self) -> float:
+        """The training step with the least noise."""
+        return 0.0
+
+    @property
+    def last(self) -> float:
+        """The training step with the most noise, where samples begin."""
+        return float(len(self) - 1)
+
+    @property
+    def noisiest(self) -> float:
+        """The last training step whose log-SNR means something."""
+        return self.last
+
+    @property
+    def low(self) -> float:
+        """Where an even grid of times ends that reaches the least noise, before :meth:`shifted`."""
+        return self.first
+
+    def shifted(self, times: ArrayLike) -> Floats:
+        """Where a grid that is even in time lies: the same times."""
+        return np.asarray(times, dtype=np.float64)
+
     @cached_property
     def _log_alphas(self) -> Floats:
         return np.asarray(0.5 * np.log(self.alphas_cumprod))
@@ -55,11 +89,14 @@ class NoiseSchedule:
         """
         if t is None:
             return 0.0
-        if not 0 <= t <= len(self) - 1:
-            raise InputError(f"t = {t:g} lies outside the model's time steps 0 to {len(self) - 1}")
+        self._check(t)
         i = int(t)
         here = float(self._log_alphas[i])
         return here if t == i else (float(self._log_alphas[i + 1]) - here) * (t - i) + here
+
+    def _check(self, t: float) -> None:
+        if not 0 <= t <= self.last:
+            raise InputError(f"t = {t:g} lies outside the model's time steps {self.first:g} to {self.last:g}")
 
     def alpha(self, t: float | None) -> float:
         """The signal's share of the sample at time ``t``."""
@@ -68,6 +105,26 @@ class NoiseSchedule:
     def sigma(self, t: float | None) -> float:
         """The noise's share of the sample at time ``t``."""
         return math.sqrt(-math.expm1(2 * self.log_alpha(t)))
+
+    def scale(self, t: float | None) -> float:
+        """What a sample is divided by for straight ways from noise to data to be straight in ``sigma / scale``.
+
+        The slope there, d(x / scale) / d(sigma / scale), is the first of :attr:`predictions`: here epsilon, for
+        ``x / alpha = x_0 + (sigma / alpha) epsilon``.
+        """
+        return self.alpha(t)
+
+    def slope(self, epsilon: Tensor, x0: Tensor) -> Tensor:
+        """That slope, of the way from this noise to this clean data."""
+        return epsilon - self.pull * x0 if self.pull else epsilon
+
+    def log_level(self, t: float | None) -> float:
+        """The logarithm of what k-diffusion, ComfyUI and diffusers call sigma, ``sigma / scale``."""
+        return -self.log_snr(t)
+
+    def time_at_log_level(self, logs: ArrayLike) -> Floats:
+        """The inverse of :meth:`log_level`, for one value or many; what lies beyond the schedule's ends is clipped."""
+        return self.time_at(-np.asarray(logs, dtype=np.float64))
 
     def log_snr(self, t: float | None) -> float:
         """Half the logarithm of the signal-to-noise ratio, ``log(alpha / sigma)``: DPM-Solver's lambda."""
@@ -104,7 +161,7 @@ class NoiseSchedule:
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> NoiseSchedule:
-        """From the configuration of a diffusers scheduler (``scheduler_config.json``).
+        """From the configuration of a diffusers scheduler (``scheduler_config.json``) of a variance-preserving model.
 
         Raises:
             InputError: a ``beta_schedule`` that is none of diffusers' three for such models.
@@ -131,3 +188,16 @@ class NoiseSchedule:
         roots = np.sqrt(self.alphas_cumprod)
         roots = (roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])
         return NoiseSchedule(np.maximum(roots**2, 1e-24))
+
+    @staticmethod
+    def flow(steps: int = 1000, shift: float = 1.0) -> NoiseSchedule:
+        """Flow matching (:class:`autodiffusion.flow.FlowSchedule`), whose named grids are shifted by ``shift``.
+
+        Stable Diffusion 3 has a shift of 3.
+
+        Raises:
+            InputError: fewer than 2 ``steps``, or a shift that is not above 0.
+        """
+        from autodiffusion.flow import FlowSchedule
+
+        return FlowSchedule.of(steps, shift)

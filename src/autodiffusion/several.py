@@ -32,6 +32,7 @@ def search_several(
         InputError: as :func:`~autodiffusion.loop.search`, for any of the numbers, before anything is written.
         RunError: as there.
     """
+    progress = progress or Quiet()
     counts = sorted(set(steps))
     if not counts:
         raise InputError(f"{where}: steps: is empty; give one number of steps or several, such as 4,6,10")
@@ -52,6 +53,7 @@ def search_several(
             settings = settings.model_copy(update={"starts": [*settings.starts, str(before / PLAN)]})
             if (settings.reference or "").startswith("teacher:"):
                 settings = settings.model_copy(update={"reference": str(out / str(counts[0]) / TEACHER)})
+        progress.part(f"{count} step{'s' * (count > 1)} ({number + 1} of {len(counts)})")
         results[count] = search(settings, out / str(count), progress, model, times)
         left = None if left is None else left - results[count].search_cost.evaluations
     return results

@@ -81,14 +81,14 @@ class SearchSpace:
         gap: int = 1,
         free: OfSteps = (),
     ) -> SearchSpace:
-        """The space of a model: its training time steps, or 1,001 real times for a ``continuous`` solver.
+        """The space of a model: its training time steps, or 1,001 real times for a ``continuous`` solver or schedule.
 
         Raises:
             InputError: ``steps`` outside 1 to T, or steps that do not fit ``gap`` apart.
         """
         check_steps(steps, schedule)
-        count = CONTINUOUS_NODES if continuous else len(schedule)
-        times = tuple(float(t) for t in np.linspace(0, len(schedule) - 1, count))
+        count = CONTINUOUS_NODES if continuous or schedule.continuous else len(schedule)
+        times = tuple(float(t) for t in np.linspace(schedule.first, schedule.last, count))
         return cls(times, steps, solver, dict(solver_options or {}), free_end, gap, free)
 
     @property

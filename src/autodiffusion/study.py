@@ -5,14 +5,21 @@ from __future__ import annotations
 import json
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
+from autodiffusion import frames
 from autodiffusion.errors import InputError
+from autodiffusion.notebook import table
 from autodiffusion.settings import Settings, read_yaml
+from autodiffusion.standing import Tally
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 CONFIG, LEDGER, PLAN, LOCK = "config.yaml", "study.jsonl", "plan.json", ".lock"
 FIRST = (LOCK, CONFIG + ".partial")
@@ -34,18 +41,21 @@ class Study:
                 is being written.
         """
         self.folder, self.settings = folder, settings
+        self.listener: Callable[[], None] | None = None
+        """Called after each event that is recorded."""
         try:
             self._check()
             folder.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(folder / LOCK)
-            self._lock.acquire(timeout=0)
+            lock = FileLock(folder / LOCK)
+            lock.acquire(timeout=0)
             try:
                 if not (folder / CONFIG).exists():
                     write(folder / CONFIG, settings.dump())
                 self.events = read_events(folder / LEDGER, mend=True)
             except BaseException:
-                self._lock.release()
+                lock.release()
                 raise
+            self._lock: FileLock | None = lock
         except Timeout:
             raise InputError(
                 f"{folder}: another process is writing this search; wait for it or give another folder"
@@ -54,6 +64,21 @@ class Study:
             raise InputError(
                 f"{folder}: cannot be written ({error.strerror}); give another folder with --out"
             ) from None
+
+    @classmethod
+    def open(cls, folder: Path | str) -> Study:
+        """The study in ``folder`` to be looked at, finished or not, as it is now; nothing is held or changed.
+
+        Raises:
+            InputError: there is none, or its files cannot be read.
+        """
+        folder = Path(folder)
+        if not (folder / CONFIG).exists():
+            raise InputError(f"{folder}: holds no search; give the folder that search --out wrote")
+        study = cls.__new__(cls)
+        study.folder, study.settings, study.listener, study._lock = folder, stored_settings(folder), None, None
+        study.events = read_events(folder / LEDGER)
+        return study
 
     def _check(self) -> None:
         """Raises :class:`InputError` if the folder holds anything but this search; changes nothing."""
@@ -74,20 +99,47 @@ class Study:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._lock.release()
+        if self._lock:
+            self._lock.release()
 
     def record(self, event: dict[str, Any]) -> None:
-        """Appends an event and makes sure that it is on disk."""
+        """Appends an event and makes sure that it is on disk.
+
+        Raises:
+            InputError: the study was opened to be looked at.
+        """
+        if self._lock is None:
+            raise InputError(f"{self.folder}: was opened to be looked at; search writes it, with the settings it has")
         line = json.dumps(event, allow_nan=False, separators=(",", ":"))
         with open(self.folder / LEDGER, "a", encoding="utf-8") as file:
             file.write(line + "\n")
             file.flush()
             os.fsync(file.fileno())
         self.events.append(event)
+        if self.listener:
+            self.listener()
 
     def of_kind(self, kind: str) -> list[dict[str, Any]]:
         """The events of one kind, oldest first."""
         return [event for event in self.events if event["event"] == kind]
+
+    def dataframe(self) -> DataFrame:
+        """Every score in the search, as a frame of pandas; see :func:`autodiffusion.frames.of_candidates`.
+
+        Raises:
+            InputError: pandas is not installed.
+        """
+        return frames.of_candidates(self.events, self.settings.metric)
+
+    def _repr_html_(self) -> str:
+        settings, confirmed = self.settings, self.of_kind("confirm")
+        standing = Tally(settings).standing(self.events)
+        about = f"{settings.model}: {settings.steps} step{'s' * (settings.steps > 1)} of {settings.solver}"
+        spent = f"{standing.candidates:,} candidates for {standing.evaluations:,} network evaluations times samples"
+        notes = [f"{about}; {spent}, {standing.saved:,} more saved by sharing", f"in {self.folder}"]
+        if confirmed:
+            return frames.html(confirmed[-1]["rows"], notes)
+        return table("not finished", ["best so far", "plan"], [[standing.best or "none", standing.steps]], notes)
 
 
 def write(path: Path, text: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,7 @@ from autodiffusion.errors import InputError, nearest
 from autodiffusion.plan import Plan
 
 if TYPE_CHECKING:
+    from autodiffusion.check import Following
     from autodiffusion.schedule import NoiseSchedule
 
 
@@ -29,17 +31,25 @@ def plans_command(
     ] = False,
     model: Annotated[str | None, typer.Option(help=f"whose noise schedule the sigmas are of: {MODELS}")] = None,
     schedule: Annotated[str | None, typer.Option(help="that noise schedule: linear, scaled_linear or cosine")] = None,
+    pipeline: Annotated[
+        str | None,
+        typer.Option("--for", help="folder or hub name of a diffusers pipeline: would it follow the plan, and how"),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Lists the published plans, shows a plan, where it came from, its sigmas, or gives it another number of steps."""
+    """Lists the published plans; shows a plan, where it came from, its sigmas, or what a pipeline would do with it; gives
+    it another number of steps.
+    """
     from autodiffusion.published import published, read
     from autodiffusion.resample import resample as resampled
 
     if (model or schedule) and not sigmas:
         raise InputError("--model and --schedule say of which noise schedule sigmas are; give --sigmas too")
+    if sigmas and pipeline is not None:
+        raise InputError("--sigmas are for other programs, --for is for a pipeline of diffusers; give one of them")
     if plan is None:
-        if resample or out or sigmas:
-            raise InputError("--resample, --out and --sigmas are for one plan; give its file or its name")
+        if resample or out or sigmas or pipeline is not None:
+            raise InputError("--resample, --out, --sigmas and --for are for one plan; give its file or its name")
         return print_json([_entry(*item) for item in published().items()]) if as_json else _print_list(published())
     noise = _noise(model, schedule) if sigmas else None
     chosen = _grid(plan, noise) or read(plan)
@@ -47,10 +57,14 @@ def plans_command(
         raise InputError("--out is for a resampled plan; give --resample with a number of steps")
     if resample is not None:
         chosen = resampled(chosen, resample)
+    follows = None if pipeline is None else _follows(chosen, pipeline)
     if out:
         check_writable(out)
         chosen.save(out)
-    if noise:
+    if follows:
+        entry = {"plan": chosen.model_dump(mode="json"), "follows": asdict(follows)}
+        print_json(entry) if as_json else print(f"follows: {follows}")
+    elif noise:
         _print_sigmas(chosen, noise, as_json)
     elif resample is None:
         print_json([_entry(plan, chosen)]) if as_json else _print(chosen)
@@ -85,6 +99,13 @@ def _grid(name: str, noise: NoiseSchedule | None) -> Plan | None:
     if noise is None or name.partition(":")[0] not in NAMED:
         return None
     return Plan.of("ddim", grid(*parse(name), noise, continuous=True))
+
+
+def _follows(plan: Plan, pipeline: str) -> Following:
+    """What this pipeline would do with the plan."""
+    from autodiffusion.check import check
+
+    return check(plan, pipeline)
 
 
 def _print_sigmas(plan: Plan, noise: NoiseSchedule, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""``autodiffusion report RUN``."""
+"""``autodiffusion report RUN [RUN2 ...]``."""
 
 from __future__ import annotations
 
@@ -7,9 +7,33 @@ from typing import Annotated
 
 import typer
 
+from autodiffusion.cli._options import check_writable
 
-def report_command(run: Annotated[Path, typer.Argument(help="folder of a search")]) -> None:
-    """Draws the report of a search again, finished or not."""
-    from autodiffusion.report import report
 
-    print(report(run))
+def report_command(
+    runs: Annotated[list[Path], typer.Argument(help="folders of searches, or one that holds several")],
+    out: Annotated[
+        Path | None, typer.Option(help="file of the page [report.html in RUN; of several comparison.html here]")
+    ] = None,
+    figures: Annotated[
+        Path | None, typer.Option(help="folder for the figures as PNG and PDF, and what they show as CSV")
+    ] = None,
+) -> None:
+    """Draws the report of a search again, finished or not; lays several searches beside each other."""
+    from autodiffusion.report import compare, report, save_figures
+    from autodiffusion.report.charts import charts
+    from autodiffusion.report.comparison import COMPARISON, runs_in
+    from autodiffusion.report.comparison import charts as charts_of
+
+    if out:
+        check_writable(out)
+    found = runs_in(runs)
+    if len(found) == 1:
+        [run] = found
+        print(report(run.folder, out))
+        files = save_figures(list(charts(run)), figures, run) if figures else []
+    else:
+        print(compare(found, out or Path(COMPARISON)))
+        files = save_figures(list(charts_of(found)), figures) if figures else []
+    for file in files:
+        print(file)

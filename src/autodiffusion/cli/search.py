@@ -156,6 +156,9 @@ def search_command(
         int | None, typer.Option(help="memory for what candidates have in common, in MiB [1024]")
     ] = None,
     threads: Annotated[int | None, typer.Option(help="of the CPU, 0 leaves it to torch")] = None,
+    tensorboard: Annotated[
+        bool | None, typer.Option("--tensorboard", help="scalars and samples of the best plan in OUT/tensorboard")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Searches time steps, and layers to leave out; leaves plan.json, grid.png, report.html and the ledger in OUT."""

@@ -22,6 +22,7 @@ SCHEDULES: dict[str, Callable[[], NoiseSchedule]] = {
     "linear": NoiseSchedule.linear,
     "scaled_linear": NoiseSchedule.scaled_linear,
     "cosine": NoiseSchedule.cosine,
+    "flow": NoiseSchedule.flow,
 }
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -51,7 +52,8 @@ def load(
         guidance_scale: see :class:`Model`; this and the next two replace what an own factory set.
         classes: see :class:`Model`.
         null_class: see :class:`Model`.
-        schedule: ``linear``, ``scaled_linear`` or ``cosine`` (1,000 steps), for a UNet without a scheduler beside it.
+        schedule: ``linear``, ``scaled_linear``, ``cosine`` or ``flow`` (1,000 steps), for a UNet without a scheduler
+            beside it.
         checkpoint: file of weights, for families that are held in such.
         classifier: file of weights, for guidance by a classifier.
         model_options: the family's own options, by name.

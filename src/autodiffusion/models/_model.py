@@ -19,7 +19,7 @@ from autodiffusion.layers import Layer, Network, find
 from autodiffusion.models._captions import Captions
 from autodiffusion.schedule import NoiseSchedule
 
-Prediction = Literal["epsilon", "v_prediction", "sample"]
+Prediction = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
 NOISE, LABELS = 0, 1
 """Streams of random numbers of a sample: its first noise, its class or caption. Stochastic solvers draw from 2 on."""
 
@@ -39,7 +39,8 @@ class Model:
             where the variance is learned too, of which the first half is used.
         schedule: the noise schedule it was trained with.
         shape: of one sample, e.g. ``(3, 64, 64)``; of its latent where there is a ``decoder``.
-        prediction: what the network predicts: ``epsilon``, ``v_prediction`` or ``sample`` (clean data).
+        prediction: what the network predicts: ``epsilon``, ``v_prediction`` or ``sample`` (clean data); of flow
+            matching ``flow_prediction``, the velocity ``noise - x0``, or ``sample``.
         clip: whether samples are pixels in [-1, 1], so that solvers clip their view of the clean data.
         classes: number of classes, drawn evenly; ``None`` for an unconditional model.
         null_class: the label that stands for "no class" or "no caption", needed for guidance.
@@ -82,6 +83,9 @@ class Model:
             raise InputError(
                 f"prediction '{self.prediction}' is unknown {nearest(self.prediction, get_args(Prediction))}"
             )
+        if self.prediction not in self.schedule.predictions:
+            known = " or ".join(self.schedule.predictions)
+            raise InputError(f"prediction '{self.prediction}' does not go with this noise schedule; give {known}")
         if not math.isfinite(self.guidance_scale):
             raise InputError(f"guidance_scale = {self.guidance_scale} is not a finite number")
         if self.classes is not None and self.classes < 1:
@@ -114,12 +118,15 @@ class Model:
         return torch.cat(draw).to(self.device)
 
     def predict(self, x: Tensor, t: float, condition: Tensor | None) -> Tensor:
-        """The noise in ``x`` at time ``t``, epsilon ``[B, *shape]``, classifier-free guidance included."""
+        """What solvers ask for: the noise in ``x`` at time ``t``, ``[B, *shape]``, classifier-free guidance included.
+
+        Of flow matching it is the velocity, :attr:`NoiseSchedule.predictions`.
+        """
         if self.guidance_scale == 1 or self.classifier is not None:
-            return self._epsilon(x, t, condition)
+            return self._slope(x, t, condition)
         assert condition is not None and self.null_class is not None
         labels = torch.cat([torch.full_like(condition, self.null_class), condition])
-        without, given = self._epsilon(torch.cat([x, x]), t, labels).chunk(2)
+        without, given = self._slope(torch.cat([x, x]), t, labels).chunk(2)
         return without + self.guidance_scale * (given - without)
 
     def guide(self, x: Tensor, t: float, condition: Tensor | None) -> Tensor | None:
@@ -139,15 +146,15 @@ class Model:
             (gradient,) = torch.autograd.grad(chosen, at)
         return -self.schedule.sigma(t) * self.guidance_scale * gradient
 
-    def _epsilon(self, x: Tensor, t: float, labels: Tensor | None) -> Tensor:
+    def _slope(self, x: Tensor, t: float, labels: Tensor | None) -> Tensor:
         times = torch.full((len(x),), float(t), device=x.device)
         output = self.network(x.to(self.dtype), times, labels)[:, : self.shape[0]].to(x.dtype)
-        if self.prediction == "epsilon":
+        if self.prediction == self.schedule.predictions[0]:
             return output
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
         if self.prediction == "v_prediction":  # Salimans and Ho 2022: v = alpha epsilon - sigma x0
             return alpha * output + sigma * x
-        return (x - alpha * output) / sigma
+        return self.schedule.slope((x - alpha * output) / sigma, output)
 
     def decode(self, x: Tensor) -> Tensor:
         """Finished samples as images: uint8 ``[B, C, H, W]`` on the CPU."""
@@ -162,7 +169,7 @@ class Model:
         # where captions are missing, or not encoded yet, the prompt of no caption has neither fault
         null = None if self.captions is None else self.null_class
         labels = self.condition([0], seed=0) if null is None else torch.full((1,), null, device=self.device)
-        return find(whole, lambda: self._epsilon(x, (len(self.schedule) - 1) // 2, labels))
+        return find(whole, lambda: self._slope(x, (len(self.schedule) - 1) // 2, labels))
 
     @property
     def layers(self) -> tuple[Layer, ...]:

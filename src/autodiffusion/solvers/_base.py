@@ -23,12 +23,15 @@ class Guided(NamedTuple):
     So it is in guided-diffusion (Dhariwal and Nichol 2021, algorithm 2).
     """
 
-    epsilon: Tensor
+    slope: Tensor
     shift: Tensor
 
 
 Predict: TypeAlias = Callable[[Tensor, float], Tensor | Guided]
-"""The network: (x ``[B, ...]``, time) -> the noise in x, epsilon, of x's shape."""
+"""The network: (x ``[B, ...]``, time) -> the slope of the noise schedule's straight ways, of x's shape.
+
+That is the noise in x, epsilon; of flow matching the velocity, epsilon - x0.
+"""
 
 Noise: TypeAlias = Callable[[int], Tensor]
 """Fresh standard normal noise, of x's shape, for the move of this number; only stochastic solvers draw it."""
@@ -95,7 +98,7 @@ class Solver(ABC):
     def step(self, predict: Predict, state: State, move: Move, noise: Noise) -> State:
         """The state after ``move``. Asks once for each time in ``move.ask``, in that order.
 
-        It asks by :meth:`both` or :meth:`epsilon`, which clip and guide what ``predict`` says.
+        It asks by :meth:`both` or :meth:`slope`, which clip and guide what ``predict`` says.
         """
 
     def moves(self, times: Sequence[float], end: float | None = None) -> tuple[Move, ...]:
@@ -126,16 +129,17 @@ class Solver(ABC):
         """The moves with the free numbers of each step, in the order of :meth:`free`; solvers that have any say how."""
         return moves
 
-    def epsilon(self, predict: Predict, x: Tensor, t: float) -> Tensor:
-        """The noise in ``x`` at ``t``, after clipping where that is asked for, and guidance after that."""
-        return self.both(predict, x, t)[0]
+    def slope(self, predict: Predict, x: Tensor, t: float) -> Tensor:
+        """What ``predict`` says of ``x`` at ``t``, after clipping where that is asked for, and guidance after that."""
+        return self.schedule.slope(*self.both(predict, x, t))
 
     def both(self, predict: Predict, x: Tensor, t: float) -> tuple[Tensor, Tensor]:
         """The noise and the clean data in ``x`` at ``t``, clipped and then guided: (epsilon, x0)."""
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
         answer = predict(x, t)
-        epsilon, shift = answer if isinstance(answer, Guided) else (answer, None)
-        x0 = (x - sigma * epsilon) / alpha
+        slope, shift = answer if isinstance(answer, Guided) else (answer, None)
+        x0 = (x - sigma * slope) / self.schedule.scale(t)
+        epsilon = slope + self.schedule.pull * x0 if self.schedule.pull else slope
         if self.clip:
             x0 = x0.clamp(-1, 1)
             epsilon = (x - alpha * x0) / sigma

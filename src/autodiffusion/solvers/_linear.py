@@ -23,9 +23,15 @@ def towards(schedule: NoiseSchedule, x0: Tensor, epsilon: Tensor, stop: float | 
     return schedule.alpha(stop) * x0 + schedule.sigma(stop) * epsilon
 
 
-def transfer(schedule: NoiseSchedule, x: Tensor, epsilon: Tensor, t: float, stop: float | None) -> Tensor:
-    """From ``x`` at ``t`` to ``stop`` along this noise: one step of DDIM, straight in sigma / alpha."""
-    return towards(schedule, (x - schedule.sigma(t) * epsilon) / schedule.alpha(t), epsilon, stop)
+def transfer(schedule: NoiseSchedule, x: Tensor, slope: Tensor, t: float, stop: float | None) -> Tensor:
+    """From ``x`` at ``t`` to ``stop`` along this slope: one step of DDIM, straight in sigma / scale."""
+    foot = (x - schedule.sigma(t) * slope) / schedule.scale(t)
+    return schedule.scale(stop) * foot + schedule.sigma(stop) * slope
+
+
+def ratio(schedule: NoiseSchedule, t: float | None) -> float:
+    """The variable in which that way is straight."""
+    return schedule.sigma(t) / schedule.scale(t)
 
 
 def lagrange(places: Sequence[float], moments: Sequence[float]) -> list[float]:

@@ -39,8 +39,9 @@ class DDIM(Solver):
         alpha, sigma = self.schedule.alpha(move.t), self.schedule.sigma(move.t)
         alpha_next, sigma_next = self.schedule.alpha(move.stop), self.schedule.sigma(move.stop)
         eta = move.numbers[0] if move.numbers else self.eta
-        # equation 16: the part of sigma_next that is drawn anew
-        drawn = eta * sigma_next / sigma * math.sqrt(max(0.0, 1 - (alpha / alpha_next) ** 2))
+        # equation 16: the part of sigma_next that is drawn anew; where alpha**2 + sigma**2 is not 1 as well
+        added = math.sqrt(max(0.0, sigma**2 - (alpha / alpha_next * sigma_next) ** 2))
+        drawn = eta * sigma_next / sigma * added
         x = alpha_next * x0 + math.sqrt(max(0.0, sigma_next**2 - drawn**2)) * epsilon
         if drawn > 0:
             x = x + drawn * noise(state.moves)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from autodiffusion.solvers._base import Move, Noise, Predict, Solver, State
+from autodiffusion.solvers._linear import towards
 from autodiffusion.solvers._log_snr import FEW, check_order, exact, exponential_step, with_orders
 
 
@@ -39,7 +40,12 @@ class DEIS(Solver):
         epsilon, x0 = self.both(predict, state.x, move.t)
         used = ((move.t, epsilon), *reversed(state.history))[: move.order]
         kept = (*state.history, (move.t, epsilon))[-max(self.order - 1, 1) :]
-        x = x0 if move.stop is None else exponential_step(self.schedule, state.x, used, move.stop, False, exact)
+        if move.stop is None:
+            x = x0
+        elif move.order == 1:  # by x0, which x and the noise do not tell where there is no signal
+            x = towards(self.schedule, x0, epsilon, move.stop)
+        else:
+            x = exponential_step(self.schedule, state.x, used, move.stop, False, exact)
         return State(x, state.moves + 1, kept)
 
 

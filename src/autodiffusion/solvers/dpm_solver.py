@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from autodiffusion.errors import InputError, nearest
 from autodiffusion.solvers._base import Move, Noise, Predict, Solver, State
+from autodiffusion.solvers._linear import towards
 from autodiffusion.solvers._log_snr import FEW, check_falling, check_order, exponential_step, tail, with_orders
 
 METHODS = ("multistep", "singlestep")
@@ -76,8 +77,11 @@ class DPMSolver(Solver):
         else:
             start, used = state.start, (*state.history, newest)
             kept = used
-        x = x0
-        if move.stop is not None:
+        if move.stop is None:
+            x = x0
+        elif move.order == 1 and not self.predicts_data:  # by x0, which x and the noise do not tell without a signal
+            x = towards(self.schedule, x0, epsilon, move.stop)
+        else:
             x = exponential_step(self.schedule, start, used, move.stop, self.predicts_data, self._weights)
         return State(x, state.moves + 1, kept, start if self.method == "singlestep" else None)
 

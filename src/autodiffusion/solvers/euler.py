@@ -1,4 +1,4 @@
-"""Euler in sigma / alpha (Karras et al. 2022; k-diffusion)."""
+"""Euler in sigma / alpha, of flow matching in sigma (Karras et al. 2022; k-diffusion)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from autodiffusion.solvers._linear import towards
 class Euler(Solver):
     """Euler's step of d(x / alpha) / d(sigma / alpha) = epsilon (Karras et al. 2022, algorithm 1).
 
-    It equals deterministic DDIM (Song et al. 2021, equation 13), and is here for its name.
+    Of flow matching it is Euler's step of dx / dsigma = epsilon - x0. It equals deterministic DDIM (Song et al. 2021,
+    equation 13), and is here for its name.
     """
 
     def step(self, predict: Predict, state: State, move: Move, noise: Noise) -> State:

@@ -127,7 +127,7 @@ def _weights(
 
     def predict(x: Tensor, t: float) -> Tensor:
         asked.append((t, x))
-        return (x - schedule.alpha(t) * units[len(asked)]) / schedule.sigma(t)
+        return (x - schedule.scale(t) * units[len(asked)]) / schedule.sigma(t)
 
     def no_noise(_: int) -> Tensor:
         raise InputError(f"solver gls: plain = {solver.plain} draws noise; give a deterministic solver")

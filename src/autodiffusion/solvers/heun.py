@@ -1,4 +1,4 @@
-"""Heun in sigma / alpha (Karras et al. 2022)."""
+"""Heun in sigma / alpha, of flow matching in sigma (Karras et al. 2022)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from autodiffusion.solvers._linear import towards, transfer
 class Heun(Solver):
     """Heun's method of order 2 on d(x / alpha) / d(sigma / alpha) = epsilon (Karras et al. 2022, algorithm 1).
 
+    Of flow matching it is on dx / dsigma = epsilon - x0, as in diffusers' ``FlowMatchHeunDiscreteScheduler``.
     A move asks the network where it starts and, after an Euler step, where it ends: two evaluations. A move to clean
     data is the Euler step alone, with one.
     """
@@ -27,7 +28,7 @@ class Heun(Solver):
         epsilon, x0 = self.both(predict, state.x, move.t)
         x = towards(self.schedule, x0, epsilon, move.stop)
         if move.stop is not None:
-            mean = (epsilon + self.epsilon(predict, x, move.stop)) / 2
+            mean = (self.schedule.slope(epsilon, x0) + self.slope(predict, x, move.stop)) / 2
             x = transfer(self.schedule, state.x, mean, move.t, move.stop)
         return replace(state, x=x, moves=state.moves + 1)
 

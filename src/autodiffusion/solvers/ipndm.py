@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 
 from autodiffusion.errors import InputError
 from autodiffusion.solvers._base import Move, Noise, Predict, Solver, State, combine
-from autodiffusion.solvers._linear import ADAMS_BASHFORTH, lagrange, transfer
+from autodiffusion.solvers._linear import ADAMS_BASHFORTH, lagrange, ratio, transfer
 
 
 @dataclass(frozen=True)
 class IPNDM(Solver):
     """Linear multistep on the predicted noise, moved along as DDIM does (Zhang and Chen 2023, iPNDM).
+
+    Of flow matching it is on the predicted velocity.
 
     PLMS without its first step of two evaluations: each time is one evaluation, and the order grows from 1.
 
@@ -34,7 +36,7 @@ class IPNDM(Solver):
         return tuple(replace(move, order=min(i, self.order)) for i, move in enumerate(super().moves(times, end), 1))
 
     def step(self, predict: Predict, state: State, move: Move, noise: Noise) -> State:
-        newest = (move.t, self.epsilon(predict, state.x, move.t))
+        newest = (move.t, self.slope(predict, state.x, move.t))
         used = (newest, *reversed(state.history))[: move.order]
         kept = (*state.history, newest)[-max(self.order - 1, 1) :]
         mean = combine(self._weights([t for t, _ in used], move), (prediction for _, prediction in used))
@@ -44,12 +46,10 @@ class IPNDM(Solver):
         """The weights of the predictions at ``times``, newest first, in their mean over the move."""
         if not self.uneven:
             return ADAMS_BASHFORTH[len(times)]
-        start = self._ratio(move.t)
-        width = self._ratio(move.stop) - start
-        return lagrange([(self._ratio(t) - start) / width for t in times], [1 / (k + 1) for k in range(len(times))])
-
-    def _ratio(self, t: float | None) -> float:
-        return self.schedule.sigma(t) / self.schedule.alpha(t)
+        start = ratio(self.schedule, move.t)
+        width = ratio(self.schedule, move.stop) - start
+        places = [(ratio(self.schedule, t) - start) / width for t in times]
+        return lagrange(places, [1 / (k + 1) for k in range(len(times))])
 
 
 solver = IPNDM

@@ -17,7 +17,8 @@ class PFDiff(Solver):
 
     The step before has left its prediction. It carries the sample on to a springboard at a later, less noisy time;
     there the network is asked, and what it says makes the whole step, from where that began (Wang et al. 2025,
-    PFDiff-1). The first step has nothing before it and is DDIM's. The network is asked at whole times.
+    PFDiff-1). The first step has nothing before it and is DDIM's. The network is asked at whole times where it takes no
+    others.
 
     Free for each later step, ``ask``: by how much of its start ``t`` the network is asked later still than the option
     ``ask`` says; negative is earlier. Between the start, which is DDIM, and time 0.
@@ -47,17 +48,19 @@ class PFDiff(Solver):
 
     def _asking(self, move: Move, later: float) -> Move:
         way = move.t - (move.stop or 0.0)
-        asked = round(move.t - self.ask * way - later * move.t)
-        return replace(move, ask=(float(min(max(asked, 0), move.t)),))
+        asked = move.t - self.ask * way - later * move.t
+        if not self.schedule.continuous:
+            asked = float(round(asked))
+        return replace(move, ask=(min(max(asked, self.schedule.first), move.t),))
 
     def step(self, predict: Predict, state: State, move: Move, noise: Noise) -> State:
         asked, x = move.ask[0], state.x
         if asked < move.t:
             (_, before), *_ = state.history
             x = transfer(self.schedule, x, before, move.t, asked)
-        epsilon = self.epsilon(predict, x, asked)
-        x = transfer(self.schedule, state.x, epsilon, move.t, move.stop)
-        return replace(state, x=x, moves=state.moves + 1, history=((asked, epsilon),))
+        slope = self.slope(predict, x, asked)
+        x = transfer(self.schedule, state.x, slope, move.t, move.stop)
+        return replace(state, x=x, moves=state.moves + 1, history=((asked, slope),))
 
 
 solver = PFDiff

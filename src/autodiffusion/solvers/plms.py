@@ -13,6 +13,8 @@ from autodiffusion.solvers._linear import ADAMS_BASHFORTH, transfer
 class PLMS(Solver):
     """Linear multistep on the predicted noise (Liu et al. 2022, section 3), moved along as DDIM does.
 
+    Of flow matching it is on the predicted velocity.
+
     The first move is a pseudo improved Euler step, with two evaluations of the network; the order then grows to 4. The
     weights are those of evenly spaced times on any list of times, as in latent diffusion, whose results these are.
     """
@@ -24,14 +26,14 @@ class PLMS(Solver):
         return (euler, *(replace(move, order=min(i, 4)) for i, move in enumerate(others, 2)))
 
     def step(self, predict: Predict, state: State, move: Move, noise: Noise) -> State:
-        newest = self.epsilon(predict, state.x, move.t)
+        newest = self.slope(predict, state.x, move.t)
         history = (*state.history, (move.t, newest))
         if move.order == 1:
             ahead = transfer(self.schedule, state.x, newest, move.t, move.stop)
-            epsilon = (newest + self.epsilon(predict, ahead, move.ask[1])) / 2
+            slope = (newest + self.slope(predict, ahead, move.ask[1])) / 2
         else:
-            epsilon = combine(ADAMS_BASHFORTH[move.order], (prediction for _, prediction in reversed(history)))
-        x = transfer(self.schedule, state.x, epsilon, move.t, move.stop)
+            slope = combine(ADAMS_BASHFORTH[move.order], (prediction for _, prediction in reversed(history)))
+        x = transfer(self.schedule, state.x, slope, move.t, move.stop)
         return replace(state, x=x, moves=state.moves + 1, history=history[-3:])
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from autodiffusion.errors import InputError, nearest
 from autodiffusion.solvers._base import Move, Noise, Predict, Solver, State, combine
-from autodiffusion.solvers._linear import transfer
+from autodiffusion.solvers._linear import towards
 from autodiffusion.solvers._log_snr import check_order, exact, exponential_step, step_weights, with_orders
 
 VARIANTS = ("bh1", "bh2")
@@ -60,11 +60,14 @@ class UniPC(Solver):
         x = state.x
         if self.corrector and earlier:
             x = x + self._correction((*earlier, newest))
-        if move.stop is not None:
+        if move.stop is not None and (self.predict_x0 or move.order > 1):
             used = (newest, *earlier)[: move.order]
             x = exponential_step(self.schedule, x, used, move.stop, self.predict_x0, self._weights)
-        else:
-            x = x0 if self.predict_x0 else transfer(self.schedule, x, epsilon, move.t, None)
+        elif move.stop is None and self.predict_x0:
+            x = x0
+        else:  # from where the corrector led, if it did; by x0, which x and the noise do not tell without a signal
+            corrected = (x - state.x) / self.schedule.alpha(move.t)
+            x = towards(self.schedule, x0 + corrected, epsilon, move.stop)
         # as many predictions as this move used: the next one's corrector is of this order, and needs no more
         return State(x, state.moves + 1, (*state.history, newest)[-move.order :])
 

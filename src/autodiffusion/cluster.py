@@ -1,0 +1,296 @@
+"""Workers in processes of their own: Ray actors on this machine or a cluster, each with the model.
+
+The driver, which scores and writes, hands out tasks; what comes back are features. A task goes to the worker that has
+the states of its block, or to another where that one is busy or gone, which makes the states again. Neither features
+nor costs depend on who did what, so workers may be of unequal speed, come late, die and be replaced.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from autodiffusion.blocks import Done, Sampler, Task
+from autodiffusion.errands import Errand
+from autodiffusion.errors import InputError, RunError
+from autodiffusion.features import load as load_extractor
+from autodiffusion.models import load
+from autodiffusion.sampling import Tick
+
+DEATHS = 10
+"""Workers that may die one after the other with nothing done in between; then something is wrong with all."""
+ONLY_HERE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Set to 0 before Ray is imported, it makes Ray bind to the loopback on any system, as Ray does by itself on those."""
+QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+LOOK = 10.0
+"""Seconds after which the cluster is asked again how many workers there is room for."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a worker makes what it samples with.
+
+    Attributes:
+        model: its name.
+        options: what else :func:`autodiffusion.load_model` is called with; a worker sees one GPU only, ``cuda``.
+        features: the name of the feature network; the model's own where none is given.
+        threads: of torch.
+        paths: where modules of the user's own are looked for, as in the driver.
+    """
+
+    model: str
+    options: dict[str, Any]
+    features: str | None = None
+    threads: int = 1
+    paths: tuple[str, ...] = field(default_factory=lambda: (os.getcwd(), *sys.path))
+
+
+class Worker:
+    """One actor: a :class:`Sampler` that is made where it runs."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self._sampler: Sampler | None = None
+
+    def prepare(self) -> str | None:
+        """Loads the model; why it cannot be loaded, if so."""
+        recipe = self._recipe
+        sys.path.extend(path for path in recipe.paths if path not in sys.path)
+        torch.set_num_threads(recipe.threads)
+        try:
+            model = load(recipe.model, **recipe.options)
+            self._sampler = Sampler(model, load_extractor(recipe.features or model.features, model.device))
+        except InputError as error:
+            return str(error)
+        return None
+
+    def run(self, task: Task) -> Done:
+        """What comes of a task."""
+        assert self._sampler is not None
+        return self._sampler.run(task)
+
+    def forget(self, noise: str) -> None:
+        """Frees the states of a noise."""
+        if self._sampler is not None:
+            self._sampler.forget(noise)
+
+
+class Cluster:
+    """Ray actors that sample for the driver, as a context manager.
+
+    What fails is tried again on another worker, then plan by plan; a plan that fails alone has no score, and the reason
+    stands in the ledger.
+
+    Attributes:
+        count: workers wanted; ``None`` for as many as the cluster has GPUs, or CPUs where the model is not on a GPU,
+            also when that changes. There may be fewer for a time.
+        timeout: seconds that a plan may take on a block; then its worker is replaced.
+    """
+
+    def __init__(
+        self, recipe: Recipe, count: int | None, address: str | None = None, timeout: float | None = None
+    ) -> None:
+        """Not started yet.
+
+        Args:
+            address: of a running Ray cluster, ``auto`` or ``host:6379``; ``None`` for one on this
+                machine, bound to its loopback, that ends with this object.
+        """
+        on_gpu = str(recipe.options.get("device", "cpu")).startswith("cuda")
+        self.recipe = replace(recipe, options=recipe.options | {"device": "cuda"}) if on_gpu else recipe
+        self.count, self.timeout, self._address, self._on_gpu = count, timeout or math.inf, address, on_gpu
+        self._idle: dict[int, Any] = {}
+        self._preparing: dict[Any, tuple[int, Any]] = {}
+        self._busy: dict[Any, tuple[int, Any, Errand, float]] = {}
+        self._owners: dict[tuple[str, int], int] = {}
+        self._made, self._deaths, self._looked, self._open = 0, 0, -math.inf, False
+
+    def __enter__(self) -> Cluster:
+        """Starts the workers, and waits for the first.
+
+        Raises:
+            InputError: Ray is not installed, cannot be reached, or a worker cannot load the model.
+        """
+        if self._address is None:
+            os.environ.setdefault(ONLY_HERE, "0")
+        ray = _ray()
+        try:
+            if self._address is None:  # "local" rather than whatever RAY_ADDRESS says
+                ray.init("local", num_cpus=self.count, include_dashboard=False, **QUIET)
+            else:
+                ray.init(self._address, **QUIET)
+        except (ConnectionError, ValueError, RuntimeError, OSError, TimeoutError) as error:
+            where = "Ray" if self._address is None else f"Ray cluster '{self._address}'"
+            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise InputError(f"{where}: cannot be reached ({said})") from None
+        self._open = True
+        try:
+            while not self._idle:
+                self._wait()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the workers, and Ray on this machine."""
+        self._open = False
+        self._idle, self._preparing, self._busy = {}, {}, {}
+        _ray().shutdown()  # ends the actors of this driver
+
+    def each(self, tasks: Sequence[Task], tick: Tick | None = None) -> Iterator[tuple[int, Done]]:
+        """What comes of tasks, as it comes, each with its place among them.
+
+        Raises:
+            InputError: a plan cannot be followed.
+            RunError: workers die one after the other.
+        """
+        waiting = [Errand(place, task, list(range(len(task.plans)))) for place, task in enumerate(tasks)]
+        open_errands = len(waiting)
+        while open_errands:
+            for number in list(self._idle):
+                if waiting:
+                    self._hand_out(number, self._choose(number, waiting))
+            for errand, spent in self._wait():
+                if tick and spent:
+                    tick(spent)
+                if errand.left:
+                    waiting.insert(0, errand)
+                else:
+                    open_errands -= 1
+                    yield errand.place, errand.result()
+
+    def forget(self, noise: str) -> None:
+        """Frees the states of a noise."""
+        self._owners = {key: owner for key, owner in self._owners.items() if key[0] != noise}
+        if self._open:
+            actors = [*self._idle.values(), *(actor for _, actor, _, _ in self._busy.values())]
+            for actor in actors:
+                actor.forget.remote(noise)
+
+    def _spawn(self) -> None:
+        actor = _ray().remote(Worker).options(num_cpus=1, num_gpus=int(self._on_gpu)).remote(self.recipe)
+        self._preparing[actor.prepare.remote()] = (self._made, actor)
+        self._made += 1
+
+    def _choose(self, number: int, waiting: list[Errand]) -> Errand:
+        """Takes the errand that this worker does next: its own, then nobody's, then one of whoever has most waiting."""
+        owners = [self._owners.get((errand.task.noise, errand.task.block.start)) for errand in waiting]
+        there = {*self._idle, *(busy for busy, *_ in self._busy.values())}
+        owners = [owner if owner in there else None for owner in owners]
+        for wanted in (number, None):
+            if wanted in owners:
+                return waiting.pop(owners.index(wanted))
+        [(busiest, _)] = Counter(owners).most_common(1)
+        return waiting.pop(len(owners) - 1 - owners[::-1].index(busiest))
+
+    def _hand_out(self, number: int, errand: Errand) -> None:
+        actor, task = self._idle.pop(number), errand.task
+        if task.limit:
+            self._owners[task.noise, task.block.start] = number
+        self._busy[actor.run.remote(errand.next)] = (number, actor, errand, time.monotonic())
+
+    def _fill(self) -> None:
+        """Makes as many workers as are wanted, those that died among them."""
+        if time.monotonic() - self._looked < LOOK:
+            return
+        self._looked = time.monotonic()
+        room = _ray().cluster_resources().get("GPU" if self._on_gpu else "CPU", 0) if self.count is None else 0
+        for _ in range((self.count or max(1, int(room))) - len(self._idle) - len(self._busy) - len(self._preparing)):
+            self._spawn()
+
+    def _wait(self) -> list[tuple[Errand, int]]:
+        """What has come meanwhile: errands that went on or failed, with what they have spent."""
+        ray = _ray()
+        self._fill()
+        ready, _ = ray.wait([*self._busy, *self._preparing], num_returns=1, timeout=1.0)
+        came = [self._took(ref) for ref in ready if ref in self._busy]
+        for ref in [ref for ref in ready if ref in self._preparing]:
+            self._prepared(ref)
+        now = time.monotonic()
+        for ref, (_, actor, errand, since) in list(self._busy.items()):
+            if now - since > self.timeout * len(errand.next.plans):
+                del self._busy[ref]
+                self._replace(actor)
+                errand.failed(f"sampling took longer than {self.timeout:g} s")
+                came.append((errand, 0))
+        return came
+
+    def _prepared(self, ref: Any) -> None:
+        """A worker is ready, or says why it will not be."""
+        ray = _ray()
+        number, actor = self._preparing.pop(ref)
+        try:
+            problem = ray.get(ref)
+        except ray.exceptions.RayError as error:
+            self._died(actor, _said(error))
+            return
+        if problem:
+            raise InputError(f"worker: {problem}")
+        self._idle[number] = actor
+
+    def _took(self, ref: Any) -> tuple[Errand, int]:
+        """What a worker answers."""
+        ray = _ray()
+        number, actor, errand, _ = self._busy.pop(ref)
+        try:
+            done: Done = ray.get(ref)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, InputError):
+                raise InputError(str(error.cause)) from None
+            self._idle[number] = actor
+            errand.failed(f"sampling failed ({_said(error.cause or error)})")
+            return errand, 0
+        except ray.exceptions.RayError as error:
+            errand.failed("sampling ended the worker")
+            self._died(actor, _said(error))
+            return errand, 0
+        self._idle[number], self._deaths = actor, 0
+        errand.done(done)
+        return errand, done.cost.evaluations
+
+    def _died(self, actor: Any, reason: str) -> None:
+        """A worker is gone; another takes its place."""
+        self._deaths += 1
+        if self._deaths >= DEATHS:
+            raise RunError(f"workers: {DEATHS} died one after the other ({reason}); what was scored is kept")
+        self._replace(actor)
+
+    def _replace(self, actor: Any) -> None:
+        _ray().kill(actor)
+        self._looked = -math.inf
+
+
+def _said(error: BaseException) -> str:
+    """The kind of an error and the first line of what it says."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+def _ray() -> Any:
+    """The package.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        import ray
+    except ImportError:
+        raise InputError('several workers need Ray; pip install "autodiffusion[cluster]"') from None
+    return ray

@@ -1,0 +1,46 @@
+"""Ctrl-C in a long run: once, and what is being scored is finished and kept; twice, and it stops now."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_asked = threading.Event()
+
+
+@contextmanager
+def patient() -> Iterator[None]:
+    """Within it, the first Ctrl-C waits for the next :func:`checkpoint`, and the second is one as ever.
+
+    Only a main thread is told of signals; in any other nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if _asked.is_set():
+            raise KeyboardInterrupt
+        _asked.set()
+        print("\nfinishes what is being scored, and stops; Ctrl-C again stops now", file=sys.stderr)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        _asked.clear()
+
+
+def checkpoint() -> None:
+    """To be called where all that was done is on disk.
+
+    Raises:
+        KeyboardInterrupt: it was asked for since.
+    """
+    if _asked.is_set():
+        raise KeyboardInterrupt
