@@ -57,7 +57,7 @@ OF_MODEL = {"device", "dtype", "guidance_scale", "classes", "null_class", "sched
 }
 """Settings that a model is loaded with, besides its name."""
 
-RUNNING = ("batch_size", "device", "threads", "dtype", "cache_mb")
+RUNNING = ("batch_size", "device", "threads", "dtype", "cache_mb", "workers", "ray_address", "timeout")
 """Settings that say how a search runs, not what it finds; a resumed search may change them."""
 
 SHOWING = ("tensorboard",)
@@ -96,6 +96,10 @@ class Settings(BaseModel):
         checkpoint, classifier, captions, model_options: files and options of a model that takes such.
         batch_size, device, dtype, threads: how it runs; ``threads`` 0 leaves it to torch.
         cache_mb: memory for what candidates have in common from one round to the next, on the device.
+        workers: processes that sample, each with the model; by default one for each GPU where the device is ``cuda``, and
+            with a cluster as many as it has room for; otherwise this process alone.
+        ray_address: of a running Ray cluster that they are on: ``auto`` or ``host:6379``.
+        timeout: seconds that a plan may take on a block of noise; then it has no score, and its worker is replaced.
         tensorboard: write scalars, and now and then samples of the best plan, into ``tensorboard`` in the run's folder.
             The samples cost network evaluations that are not counted, 16 at a time, and at most 2 % of the time.
     """
@@ -140,6 +144,9 @@ class Settings(BaseModel):
     device: str = "cpu"
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     threads: Annotated[int, Field(ge=0)] = 0
+    workers: Count | None = None
+    ray_address: str | None = None
+    timeout: Annotated[float, Field(gt=0)] | None = None
     tensorboard: bool = False
 
     @classmethod

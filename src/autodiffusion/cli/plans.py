@@ -37,8 +37,8 @@ def plans_command(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Lists the published plans; shows a plan, where it came from, its sigmas, or what a pipeline would do with it; gives
-    it another number of steps.
+    """Lists the published plans; shows a plan, where it came from, its sigmas, or what a pipeline would do with it;
+    gives it another number of steps.
     """
     from autodiffusion.published import published, read
     from autodiffusion.resample import resample as resampled
