@@ -96,8 +96,8 @@ class Settings(BaseModel):
         checkpoint, classifier, captions, model_options: files and options of a model that takes such.
         batch_size, device, dtype, threads: how it runs; ``threads`` 0 leaves it to torch.
         cache_mb: memory for what candidates have in common from one round to the next, on the device.
-        workers: processes that sample, each with the model; by default one for each GPU where the device is ``cuda``, and
-            with a cluster as many as it has room for; otherwise this process alone.
+        workers: processes that sample, each with the model; by default one for each GPU where the device is ``cuda``,
+            as many as a cluster has room for, and otherwise this process alone.
         ray_address: of a running Ray cluster that they are on: ``auto`` or ``host:6379``.
         timeout: seconds that a plan may take on a block of noise; then it has no score, and its worker is replaced.
         tensorboard: write scalars, and now and then samples of the best plan, into ``tensorboard`` in the run's folder.
