@@ -90,7 +90,8 @@ def _flux(transformer: Any) -> tuple[Network, int | None]:
             guidance=x.new_ones(len(x)) if config.guidance_embeds else None,
             return_dict=False,
         )[0]
-        return prediction.transpose(1, 2).unflatten(2, x.shape[2:])
+        images: Tensor = prediction.transpose(1, 2).unflatten(2, x.shape[2:])
+        return images
 
     return network, None
 
