@@ -61,7 +61,7 @@ def parts(settings: Settings) -> dict[str, list[tuple[Any, str]]]:
         "strategy": methods(resolve("strategies", settings.strategy)),
         "plans in JSON": [(Plan, "model_validate"), (Plan, "model_dump")],
         "ledger": [(Study, "record")],
-        "report, pictures": [(loop, "_picture"), (loop, "report")],
+        "report, pictures": [(loop, "show"), (loop, "report")],
     }
 
 

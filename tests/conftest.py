@@ -73,7 +73,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """Searches without picture and report, which take longer than all the rest."""
     module = import_module("autodiffusion.loop")
     monkeypatch.setattr(module, "report", lambda folder: None)
-    monkeypatch.setattr(module, "_picture", lambda *parts: None)
+    monkeypatch.setattr(module, "show", lambda *parts: None)
 
 
 @pytest.fixture

@@ -94,7 +94,7 @@ def reduced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(free_numbers, "COMMON", 40)
     for name, few in (("TEACHER", 10), ("POOL", 20), ("BATCH", 10)):
         monkeypatch.setattr(_free_numbers, name, few)
-    for part in ("report", "_picture"):  # of a search; they have tests of their own
+    for part in ("report", "show"):  # of a search; they have tests of their own
         monkeypatch.setattr(f"autodiffusion.loop.{part}", lambda *_: None)
     compare.judge.cache_clear()
     options = ["--models", "mixture", "--steps", "3", "--seeds", "1", "--budget", "2500"]

@@ -43,7 +43,7 @@ def test_the_table_of_layers_says_where_the_found_plan_is_not_the_best() -> None
 @pytest.fixture
 def bare(monkeypatch: pytest.MonkeyPatch) -> None:
     """Searches draw nothing; what they draw has tests of its own."""
-    for part in ("report", "_picture"):
+    for part in ("report", "show"):
         monkeypatch.setattr(f"autodiffusion.loop.{part}", lambda *_: None)
 
 

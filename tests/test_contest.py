@@ -40,7 +40,7 @@ def plainly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without pictures and report, which take longer than all the rest."""
     module = import_module("autodiffusion.loop")
     monkeypatch.setattr(module, "report", lambda folder: None)
-    monkeypatch.setattr(module, "_picture", lambda *parts: None)
+    monkeypatch.setattr(module, "show", lambda *parts: None)
 
 
 def fid(result: Result, name: str = "found") -> float:

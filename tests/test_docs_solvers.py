@@ -147,7 +147,7 @@ def test_the_example_is_gls_with_one_number(carried: str) -> None:
 def test_the_example_is_searched(
     carried: str, real_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for part in ("report", "_picture"):  # they have tests of their own
+    for part in ("report", "show"):  # they have tests of their own
         monkeypatch.setattr(f"autodiffusion.loop.{part}", lambda *_: None)
     few = "--samples 24 --confirm-samples 60 --strategy evolution --population 6 --generations 2 --parents 2"
     line = f"search small:model --steps 3 --solver {carried} --reference {real_images} {few} --out run"

@@ -30,7 +30,7 @@ def python_files(*folders: Path) -> list[Path]:
 def written_files() -> list[Path]:
     """What people wrote: the text files at the top and in the named folders."""
     below = (path for folder in FOLDERS for path in folder.rglob("*") if "__pycache__" not in path.parts)
-    files = [path for path in (*ROOT.glob("*"), *ROOT.glob(".pre-commit*"), *below) if path.is_file()]
+    files = [path for path in (*ROOT.glob("[!.]*"), *ROOT.glob(".pre-commit*"), *below) if path.is_file()]
     return sorted(path for path in files if b"\0" not in path.read_bytes()[:4096] and path.suffix != ".safetensors")
 
 
@@ -157,6 +157,33 @@ def test_such_places_are_seen(text: str) -> None:
 @pytest.mark.parametrize("text", ["network/layers", "the noise is shared by all plans", "runs/work/1", "homes"])
 def test_ordinary_words_pass(text: str) -> None:
     assert not PLACES.search(text)
+
+
+# what git says, pasted into a file: lines of `git status --short`, and the marks of a conflict that was not resolved
+PASTED = re.compile(
+    r"^(?:(?! {2})[ MADRCU]{2}|\?\?) [\w./-]+\.\w+(?: -> \S+)?$|^(?:<{7}|={7}|>{7})(?: |$)", re.MULTILINE
+)
+
+
+def test_nothing_that_git_says_was_pasted() -> None:
+    found = [
+        f"{relative(path)}: {match.group()}"
+        for path in written_files()
+        for match in PASTED.finditer(path.read_text(errors="replace"))
+    ]
+    assert not found
+
+
+@pytest.mark.parametrize(
+    "text", [" M docs/apply.md", "R  a/b.json -> a/c.json", "?? docs/x.md", "MM a.py", "<" * 7 + " HEAD", "=" * 7]
+)
+def test_what_git_says_is_seen(text: str) -> None:
+    assert PASTED.search(f"| a table |\n{text}\n\nA paragraph")
+
+
+@pytest.mark.parametrize("text", ["    autodiffusion report run", "A docs/apply.md", "  run/plan.json", "=======x"])
+def test_what_people_write_passes(text: str) -> None:
+    assert not PASTED.search(text)
 
 
 # the measurements

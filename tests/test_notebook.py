@@ -66,7 +66,7 @@ def found(real_images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     options = {"explorations": 1, "children": 4, "elite": 2, "family": False, "step": 0.05, "smallest_step": 0.04}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "report", lambda folder: None)
-        patch.setattr(module, "_picture", lambda *parts: None)
+        patch.setattr(module, "show", lambda *parts: None)
         return search(Settings.of(**given, strategy_options=options), folder), folder
 
 

@@ -141,7 +141,8 @@ def test_the_final_table_is_the_ledgers(copied: Path) -> None:
     page = parsed(copied)
     [confirmed] = [event for event in ledger(copied) if event["event"] == "confirm"]
     header, *rows = page.rows
-    assert header == ["schedule", "network evaluations", "kid", "fid", "plan"]
+    assert header == ["schedule", "network evaluations", "kid", "fid", "ms a sample", "plan"]
+    times = json.loads((copied / "sampling_times.json").read_text())
     assert [row[0] for row in rows] == [row["name"] for row in confirmed["rows"]]
     assert {"uniform", "found", "teacher (30 steps)"} <= {row[0] for row in rows}
     for shown, known in zip(rows, confirmed["rows"], strict=True):
@@ -150,16 +151,19 @@ def test_the_final_table_is_the_ledgers(copied: Path) -> None:
             numbers = [float(number) for number in re.findall(r"-?[\d.]+(?:e-?\d+)?", cell)]
             expected = [known["scores"][metric][key] for key in ("value", "low", "high")]
             assert numbers == pytest.approx(expected, rel=1e-3)
-        times = [float(number) for number in re.findall(r"[\d.]+", shown[4])]
+        middle, *ends = [float(number) for number in re.findall(r"[\d.]+", shown[4])]
+        assert [ends[0], middle, ends[1]] == pytest.approx(times["ms"][known["name"]], rel=1e-2)
+        said = [float(number) for number in re.findall(r"[\d.]+", shown[5])]
         taken = [step["t"] for step in known["plan"]["steps"]]
-        assert times == (taken if known["nfe"] <= 20 else [30])
+        assert said == (taken if known["nfe"] <= 20 else [30])
     paragraphs = page.text("p")
     assert f"{confirmed['rows'][0]['samples']} samples, seed 0" in paragraphs
     assert "not finished" not in paragraphs
     values = {row["name"]: row["scores"]["kid"]["value"] for row in confirmed["rows"]}
     assert f"has kid {values['found']:.4g} against {values['uniform']:.4g} of uniform steps" in paragraphs
     assert f" {values['teacher (30 steps)']:.4g} of the teacher (30 steps)" in paragraphs
-    assert "The teacher (30 steps) ask the network 10 times as often." in paragraphs
+    assert "The teacher (30 steps): 10 times as many network evaluations." in paragraphs
+    assert f"on {times['device']} in batches of {times['batch_size']}" in paragraphs
 
 
 def test_what_it_cost_is_the_ledgers(copied: Path) -> None:
@@ -204,7 +208,7 @@ FIGURES = [
 
 def test_it_shows_pictures_and_how_to_run_it_again(copied: Path) -> None:
     page = parsed(copied)
-    names = [row["name"] for row in ledger(copied)[-1]["rows"]]
+    names = sorted((row["name"] for row in ledger(copied)[-1]["rows"]), key=lambda name: "teacher" not in name)
     assert page.alts[: len(names)] == [f"Samples of the same seeds by {name}" for name in names]
     figures = page.alts[len(names) :]
     assert all(alt.startswith(begins) for alt, begins in zip(figures, FIGURES, strict=True))

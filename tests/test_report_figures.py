@@ -236,21 +236,22 @@ def test_the_front_of_layers_is_in_what_a_sample_costs(layered: Path) -> None:
     assert sum(alt.startswith("Map of steps by layers") for alt in page.alts) == 1
 
 
-def test_measured_times_become_the_speed_up(layered: Path, tmp_path: Path) -> None:
-    import shutil
-
-    folder = Path(shutil.copytree(layered, tmp_path / "run"))
-
-    def timed(event: dict[str, Any]) -> bool:
-        for entry in (*event.get("scores", ()), *event.get("rows", ())):
-            entry["cost"]["ms"] = 7.5 if entry.get("name") == "found" else 30.0
-        return True
-
-    keep(folder, timed)
-    page = parsed(folder)
-    said = "a sample takes 7.5 ms, that of uniform steps 30 ms: 4 times faster."
-    assert ("By the measured times of its layers " + said in page.text("p")) == ("uniform" in page.text("p"))
-    assert chart(folder, "front").table.columns[2] == "ms"
+def test_measured_times_become_the_speed_up(copied: Path) -> None:
+    ms = {"found": [7, 7.5, 8], "uniform": [7.5, 8, 9], "teacher (30 steps)": [70, 75, 80]}
+    kept = copied / "sampling_times.json"
+    kept.write_text(json.dumps({"device": "abacus", "batch_size": 12, "ms": ms}))
+    page = parsed(copied)
+    said = "A sample takes 7.5 ms on abacus in batches of 12: 10 times as fast as the teacher (30 steps)."
+    assert said in page.text("p")  # uniform steps are not slower by more than the measurement differs
+    cells = {row[0]: row[4] for row in page.rows}
+    assert cells["teacher (30 steps)"] == "75 [70, 80]"
+    kept.write_text(json.dumps({"device": "abacus", "batch_size": 12, "ms": ms | {"teacher (30 steps)": [7, 7, 7]}}))
+    assert "A sample takes 7.5 ms on abacus in batches of 12." in parsed(copied).text("p")
+    for damaged in ("", "{}", '{"ms": 3}', '{"device": "cpu", "batch_size": 1, "ms": {"found": [1]}}'):
+        kept.write_text(damaged)
+        assert "ms a sample" not in parsed(copied).rows[0]
+    kept.unlink()
+    assert "A sample takes" not in parsed(copied).text("p")
 
 
 # any run

@@ -65,7 +65,7 @@ def run(real_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> S
     """Searches the small model; without pictures and report, which take longer than all the rest."""
     module = import_module("autodiffusion.loop")
     monkeypatch.setattr(module, "report", lambda folder: None)
-    monkeypatch.setattr(module, "_picture", lambda *parts: None)
+    monkeypatch.setattr(module, "show", lambda *parts: None)
 
     def searched(folder: str = "run", *, progress: Quiet | None = None, **given: Any) -> Result:
         return search(settings(real_images, **given), tmp_path / folder, progress)
@@ -214,7 +214,7 @@ def test_a_teacher_in_the_table(run: Search) -> None:
 def test_everything_is_written(real_images: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     result = search(settings(real_images), out)
-    names = {"config.yaml", "study.jsonl", "plan.json", "grid.png", "report.html"}
+    names = {"config.yaml", "study.jsonl", "plan.json", "grid.png", "sampling_times.json", "report.html"}
     assert {file.name for file in out.iterdir()} - {".lock"} == names
     before = {name: (out / name).stat().st_mtime_ns for name in ("config.yaml", "study.jsonl", "grid.png")}
     again = search(settings(real_images, batch_size=7), out)  # nothing is left to do

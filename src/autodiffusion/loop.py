@@ -24,9 +24,10 @@ from autodiffusion.plan import Plan
 from autodiffusion.pricing import load_times, save_times
 from autodiffusion.progress import Quiet
 from autodiffusion.reference import Reference
-from autodiffusion.report import GRID, picture, report
-from autodiffusion.sampling import Cost, sample
+from autodiffusion.report import report
+from autodiffusion.sampling import Cost
 from autodiffusion.settings import Settings
+from autodiffusion.showing import show
 from autodiffusion.study import LEDGER, PLAN, Study
 from autodiffusion.watch import Watch
 
@@ -99,7 +100,7 @@ def search(
                 _confirm(job, metric, reference, study, progress)
         result = _result(study)
         result.plan.save(out / PLAN)
-        _picture(job, result, out)
+        show(job.evaluator.model, job.settings, result.rows, out, progress)
         report(out)
     return result
 
@@ -253,12 +254,3 @@ def _result(study: Study) -> Result:
     events = study.of_kind("scores")
     searched = Cost(sum(event["evaluations"] for event in events), sum(event["saved"] for event in events))
     return Result(plan, confirmed["rows"], searched, Cost(confirmed["evaluations"], confirmed["saved"]))
-
-
-def _picture(job: Job, result: Result, out: Path) -> None:
-    """The same seeds by each plan of the table, side by side."""
-    if not (out / GRID).exists():
-        named = {row["name"]: Plan.model_validate(row["plan"]) for row in result.rows if row["problem"] is None}
-        picture(
-            {name: sample(job.evaluator.model, plan, 36, job.settings.seed) for name, plan in named.items()}, out / GRID
-        )

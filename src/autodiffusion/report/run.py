@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,24 @@ from autodiffusion.settings import Settings
 from autodiffusion.standing import Candidate, candidates
 from autodiffusion.study import CONFIG, LEDGER, read_events, stored_settings
 
+SAMPLING_TIMES = "sampling_times.json"
+"""Where a study keeps how long sampling by the plans of its final table takes."""
 Events = Sequence[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Times:
+    """Measured sampling.
+
+    Attributes:
+        device: on which.
+        batch_size: samples at once.
+        ms: milliseconds for one sample by each plan of the final table: lower quartile, median, upper quartile.
+    """
+
+    device: str
+    batch_size: int
+    ms: dict[str, tuple[float, float, float]]
 
 
 @dataclass(frozen=True)
@@ -63,6 +81,16 @@ class Run:
     def best_grid(self) -> dict[str, Any] | None:
         """The row of the best named grid, where that is not the uniform one."""
         return next((row for row in self.rows if "(best grid" in row["name"]), None)
+
+    @cached_property
+    def times(self) -> Times | None:
+        """How long sampling takes; ``None`` where it was not measured, or the file cannot be read."""
+        try:
+            kept = json.loads((self.folder / SAMPLING_TIMES).read_text(encoding="utf-8"))
+            ms = {str(name): (float(low), float(ms), float(high)) for name, (low, ms, high) in kept["ms"].items()}
+            return Times(str(kept["device"]), int(kept["batch_size"]), ms)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return None  # a report without times is better than none
 
     @cached_property
     def candidates(self) -> list[Candidate]:

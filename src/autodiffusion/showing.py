@@ -1,0 +1,61 @@
+"""What a finished search shows besides its figures: the same seeds by each plan, and how long sampling takes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from autodiffusion.inputs import teacher_plan
+from autodiffusion.models import Model
+from autodiffusion.plan import Plan
+from autodiffusion.progress import Quiet
+from autodiffusion.report.mosaics import GRID, picture
+from autodiffusion.report.run import SAMPLING_TIMES
+from autodiffusion.sampling import nfe, sample
+from autodiffusion.settings import Settings
+from autodiffusion.study import write
+from autodiffusion.timing import plan_times
+
+SAMPLES = 36
+"""In the picture, by each plan."""
+TEACHER_STEPS = 100
+"""Of the plan that the picture shows beside the others, where the final table has no teacher."""
+SECONDS, ROUNDS = 2.0, 9
+"""How long the sampling of the plans is timed at most, and how often; long plans take one round more than that."""
+
+
+def show(model: Model, settings: Settings, rows: Sequence[Mapping[str, Any]], out: Path, progress: Quiet) -> None:
+    """Leaves the picture and the times of the plans in a final table in ``out``, unless they are there."""
+    plans = {row["name"]: Plan.model_validate(row["plan"]) for row in rows if row["problem"] is None}
+    if not plans:
+        return
+    if not (out / GRID).exists():
+        _picture(model, settings, plans, out / GRID, progress)
+    if not (out / SAMPLING_TIMES).exists():
+        progress.phase("time", 0)
+        _time(model, settings.batch_size, plans, out / SAMPLING_TIMES)
+
+
+def _picture(model: Model, settings: Settings, plans: dict[str, Plan], path: Path, progress: Quiet) -> None:
+    """The same seeds by the full-step teacher and by each plan of the table, side by side."""
+    if not settings.teacher and (steps := min(TEACHER_STEPS, len(model.schedule))) > settings.steps:
+        plans = {f"teacher ({steps} steps)": teacher_plan(model, steps)} | plans
+    plans = dict(sorted(plans.items(), key=lambda item: not item[0].startswith("teacher")))
+    progress.phase("pictures", SAMPLES * sum(nfe(plan, model) for plan in plans.values()))
+    size = min(SAMPLES, settings.batch_size)
+    picture(
+        {name: sample(model, plan, SAMPLES, settings.seed, size, progress.tick) for name, plan in plans.items()}, path
+    )
+
+
+def _time(model: Model, batch_size: int, plans: Mapping[str, Plan], path: Path) -> None:
+    """Milliseconds for one sample of each plan, the median of the rounds and their quartiles."""
+    times = plan_times(model, list(plans.values()), batch_size, SECONDS, ROUNDS)
+    ms = {name: [time.low, time.ms, time.high] for name, time in zip(plans, times, strict=True)}
+    device = torch.device(model.device)
+    named = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    write(path, json.dumps({"device": named, "batch_size": batch_size, "ms": ms}) + "\n")
