@@ -8,7 +8,7 @@ TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help venv test test-slow check format docs demo wheel clean
+.PHONY: help venv test test-slow test-browser check format docs demo wheel clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -29,6 +29,9 @@ test: $(STAMP) ## the tests; ARGS="-k plan -x" goes to pytest
 
 test-slow: $(STAMP) ## the tests marked slow
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-browser: $(STAMP) ## reports in headless Chromium; installs Debian's where it may, and says so where it can't
+	@.ci/browser $(ARGS)
 
 check: $(STAMP) ## format, lint, types, the line of the data; changes nothing
 	$(BIN)/ruff format --check

@@ -353,6 +353,14 @@ class Reading:
             assert named, f"{place}: {word}"
             assert set((named[1] or "docs").split(",")) <= set(extras), place
 
+    def tensorboard(self, words: list[str], place: str) -> None:
+        """Shows a folder in which an earlier command left something to be shown."""
+        from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
+
+        assert words[1] == "--logdir", place
+        [found] = EventMultiplexer().AddRunsFromDirectory(words[2]).Reload().Runs().values()
+        assert found["scalars"], place
+
     def script(self, words: list[str], place: str) -> None:
         """A measurement reads its options, and stops there."""
 
@@ -374,6 +382,7 @@ PROGRAMS: dict[str, Callable[[Reading, list[str], str], None]] = {
     "autodiffusion": Reading.autodiffusion,
     "make": Reading.make,
     "pip": Reading.pip,
+    "tensorboard": Reading.tensorboard,
     ".venv/bin/python": Reading.script,
 }
 

@@ -12,6 +12,8 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+import autodiffusion
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 FETCHED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "link": "href"}
@@ -98,6 +100,17 @@ def test_nothing_is_fetched_from_a_network(pages: dict[Path, Page], site: Path) 
 def test_such_styles_are_seen(text: str) -> None:
     assert FROM_ELSEWHERE.search(text)
     assert not FROM_ELSEWHERE.search("a { background: url(../x.png), url('data:image/svg+xml,') }")
+
+
+def test_everything_public_is_on_the_page_on_python(pages: dict[Path, Page]) -> None:
+    """And what the other pages take from within the package."""
+    [page] = [page for file, page in pages.items() if file.name == "api.html"]
+    imports = re.compile(r"^ *from (autodiffusion[.\w]*) import (.+)$", re.MULTILINE)
+    found = [match for file in DOCS.glob("*.md") for match in imports.findall(file.read_text(encoding="utf-8"))]
+    taken = {f"{module}.{name.strip()}" for module, names in found for name in names.split(",")}
+    assert len(taken) > 10
+    wanted = {f"autodiffusion.{name}" for name in autodiffusion.__all__} | taken
+    assert not {name for name in wanted if name not in page.anchors}
 
 
 def test_pictures_have_words_for_those_who_do_not_see_them(pages: dict[Path, Page]) -> None:

@@ -22,9 +22,9 @@ from PIL import Image
 from autodiffusion import InputError, Settings
 from autodiffusion.loop import search
 from autodiffusion.plan import Plan
-from autodiffusion.report import convergence, mosaic, picture, report
+from autodiffusion.report import mosaic, picture, report
 from autodiffusion.report.mosaics import panels
-from autodiffusion.study import read_events, stored_settings
+from autodiffusion.study import stored_settings
 
 VOID = {"meta", "img", "br", "hr", "link", "input", "source"}
 
@@ -374,38 +374,7 @@ def test_folders_without_a_search_are_refused(tmp_path: Path, finished: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
-# the drawings
-
-
-def test_the_convergence_shows_every_score_and_the_best(finished: Path) -> None:
-    events = read_events(finished / "study.jsonl")
-    drawing = convergence(events, "kid", 24)
-    assert drawing is not None
-    dots, best = drawing.axes[0].get_lines()
-    values = [s["value"] for event in events if event["event"] == "scores" for s in event["scores"]]
-    np.testing.assert_array_equal(dots.get_ydata(), values)
-    np.testing.assert_array_equal(best.get_ydata(), np.minimum.accumulate(values))
-    places = np.asarray(dots.get_xdata(), dtype=float)
-    assert (np.diff(places) > 0).all()
-    assert places[-1] == sum(event["evaluations"] for event in events if event["event"] == "scores")
-    # of what grows with quality, the best is the largest
-    rising = convergence(events, "recall", 24)
-    assert rising is not None
-    np.testing.assert_array_equal(rising.axes[0].get_lines()[1].get_ydata(), np.maximum.accumulate(values))
-    assert convergence([], "kid", 24) is None
-
-
-def test_the_convergence_leaves_out_scores_of_fewer_samples(finished: Path) -> None:
-    events = read_events(finished / "study.jsonl")
-    first = next(event for event in events if event["event"] == "scores")
-    lucky = first | {"samples": 8, "scores": [score | {"value": -1.0} for score in first["scores"]]}
-    plain, drawing = convergence(events, "kid", 24), convergence([lucky, *events], "kid", 24)
-    assert plain is not None
-    assert drawing is not None
-    for before, after in zip(plain.axes[0].get_lines(), drawing.axes[0].get_lines(), strict=True):
-        np.testing.assert_array_equal(after.get_ydata(), before.get_ydata())
-        # what they cost counts
-        np.testing.assert_allclose(np.subtract(after.get_xdata(), before.get_xdata()), first["evaluations"])
+# the pictures
 
 
 def test_a_mosaic_holds_each_image_once() -> None:

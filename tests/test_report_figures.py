@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from test_report import copied, finished, keep, ledger, of, parsed
 
@@ -18,10 +19,11 @@ from autodiffusion import Plan
 from autodiffusion.errors import InputError
 from autodiffusion.job import Job
 from autodiffusion.loop import search
-from autodiffusion.report import convergence, report, save_figures, tables
+from autodiffusion.report import drawing, report, save_figures, tables
 from autodiffusion.report.charts import Chart, charts
 from autodiffusion.report.run import Run
 from autodiffusion.report.style import DARK, LIGHT, styled
+from autodiffusion.standing import candidates
 from autodiffusion.study import read_events
 
 __all__ = ["copied", "finished"]  # fixtures of the reports' tests
@@ -50,11 +52,15 @@ def scores(folder: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
 # convergence
 
 
+def convergence(events: list[dict[str, Any]], rising: bool = False) -> Figure:
+    rows = [row for event in events if event["event"] == "confirm" for row in event["rows"]]
+    return drawing.convergence(tables.convergence(list(candidates(events)), rows, "kid", 24), "kid", rising)
+
+
 def test_the_convergence_shows_every_score_and_the_best(finished: Path) -> None:
     events = read_events(finished / "study.jsonl")
-    drawing = convergence(events, "kid", 24)
-    assert drawing is not None
-    dots, best = drawing.axes[0].get_lines()
+    made = convergence(events)
+    dots, best = made.axes[0].get_lines()
     values = [s["value"] for event in events if event["event"] == "scores" for s in event["scores"]]
     np.testing.assert_array_equal(dots.get_ydata(), values)
     np.testing.assert_array_equal(best.get_ydata(), np.minimum.accumulate(values))
@@ -62,23 +68,19 @@ def test_the_convergence_shows_every_score_and_the_best(finished: Path) -> None:
     assert (np.diff(places) > 0).all()
     assert places[-1] == sum(event["evaluations"] for event in events if event["event"] == "scores")
     # what is on fresh noise has axes of its own
-    fresh = [axis.get_ydata()[0] for axis in drawing.axes[1].get_lines() if len(np.atleast_1d(axis.get_ydata())) == 1]
+    fresh = [axis.get_ydata()[0] for axis in made.axes[1].get_lines() if len(np.atleast_1d(axis.get_ydata())) == 1]
     assert fresh == [row["scores"]["kid"]["value"] for row in events[-1]["rows"]]
     # of what grows with quality, the best is the largest
-    rising = convergence(events[:-1], "recall", 24)
-    assert rising is not None
+    rising = convergence(events[:-1], rising=True)
     np.testing.assert_array_equal(rising.axes[0].get_lines()[1].get_ydata(), np.maximum.accumulate(values))
-    assert convergence([], "kid", 24) is None
 
 
 def test_the_convergence_leaves_out_scores_of_fewer_samples(finished: Path) -> None:
     events = read_events(finished / "study.jsonl")
     first = next(event for event in events if event["event"] == "scores")
     lucky = first | {"samples": 8, "scores": [score | {"value": -1.0} for score in first["scores"]]}
-    plain, drawing = convergence(events, "kid", 24), convergence([lucky, *events], "kid", 24)
-    assert plain is not None
-    assert drawing is not None
-    for before, after in zip(plain.axes[0].get_lines(), drawing.axes[0].get_lines(), strict=True):
+    plain, with_lucky = convergence(events), convergence([lucky, *events])
+    for before, after in zip(plain.axes[0].get_lines(), with_lucky.axes[0].get_lines(), strict=True):
         np.testing.assert_array_equal(after.get_ydata(), before.get_ydata())
         # what they cost counts
         np.testing.assert_allclose(np.subtract(after.get_xdata(), before.get_xdata()), first["evaluations"])

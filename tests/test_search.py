@@ -38,7 +38,8 @@ from autodiffusion.names import known, resolve
 from autodiffusion.progress import Quiet
 from autodiffusion.racing import Race
 from autodiffusion.reference import Reference
-from autodiffusion.report import convergence
+from autodiffusion.report.tables import convergence
+from autodiffusion.standing import candidates as scores_of
 from autodiffusion.study import Study, read_events, stored_settings
 
 TESTS = Path(__file__).parent
@@ -283,9 +284,7 @@ def test_estimates_on_more_samples_are_no_full_scores(run: Search, tmp_path: Pat
     assert ranked == own
     assert list(ranked.values()) == sorted(own.values(), key=lambda score: (-score[0], score[1]))
     assert {samples for samples, _ in ranked.values()} >= {48, 96, 192}
-    drawing = convergence(read_events(folder / "study.jsonl"), "fid", 48)
-    assert drawing is not None
-    drawn = sorted(map(float, np.asarray(drawing.axes[0].get_lines()[0].get_ydata())))
+    drawn = sorted(convergence(list(scores_of(read_events(folder / "study.jsonl"))), [], "fid", 48).column("value"))
     full = [event for event in events(folder) if event["samples"] == 48 and event["anchor"] is None]
     assert drawn == sorted(score["value"] for event in full for score in event["scores"])
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from autodiffusion.errors import InputError, RunError
-    from autodiffusion.evaluate import Evaluator
+    from autodiffusion.evaluate import Evaluator, Score
     from autodiffusion.loop import Result, search
     from autodiffusion.models import Model
     from autodiffusion.models import load as load_model
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from autodiffusion.schedule import NoiseSchedule
     from autodiffusion.settings import Settings
     from autodiffusion.space import SearchSpace
+    from autodiffusion.study import Study
 
 __version__ = "0.1.0.dev0"
 
@@ -35,9 +36,11 @@ _HOMES = {
     "Plan": ("plan", "Plan"),
     "Result": ("loop", "Result"),
     "RunError": ("errors", "RunError"),
+    "Score": ("evaluate", "Score"),
     "SearchSpace": ("space", "SearchSpace"),
     "Settings": ("settings", "Settings"),
     "Step": ("plan", "Step"),
+    "Study": ("study", "Study"),
     "apply": ("pipeline", "apply"),
     "load_model": ("models", "load"),
     "sample": ("sampling", "sample"),
@@ -53,9 +56,11 @@ __all__ = [
     "Plan",
     "Result",
     "RunError",
+    "Score",
     "SearchSpace",
     "Settings",
     "Step",
+    "Study",
     "apply",
     "load_model",
     "sample",

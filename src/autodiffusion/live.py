@@ -60,6 +60,8 @@ def line(doing: Doing, now: float) -> str:
     """The state in one line, for where lines stay."""
     part = f" ({doing.part})" if doing.part else ""
     note = f", {doing.note}" if doing.note else ""
+    if not doing.total:
+        return f"{doing.name}{part}"
     left = f", about {seconds:.0f} s left" if (seconds := doing.left(now)) is not None else ""
     return f"{doing.name}{part}: {doing.sum:,} of at most {doing.total:,} evaluations{note}{left}"
 

@@ -1,6 +1,6 @@
 """Reports in a real browser: headless Chromium opens each from its file and says what it sees.
 
-``pytest -m slow tests/browser`` runs these; they are skipped, saying so, where there is no Chromium. A page around the
+``make test-browser`` runs these; they are skipped, saying so, where there is no Chromium. A page around the
 report measures it. It holds the report in a frame as wide as the screen that is asked for: Chromium's own windows are
 never less than 500 pixels wide.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -25,7 +26,8 @@ from autodiffusion.report import compare, report
 from autodiffusion.report.comparison import runs_in
 from autodiffusion.report.style import DARK, LIGHT
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, [os.environ.get("CHROMIUM", ""), *NAMES])), None)
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH; on Debian: apt-get install chromium"),

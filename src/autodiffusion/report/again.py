@@ -16,10 +16,24 @@ SWITCHES = {
     "free_numbers": ("--free-numbers", "--plain"),
 }
 """Options that are on or off or left to the solver: what says which."""
+WIDTH = 72
+"""Columns of a command above which each of its options gets a line."""
 
 
 def command(settings: Settings) -> str:
-    """``autodiffusion search mnist --steps 4 ... --out RUN``: all that differs from what the preset fills in."""
+    """``autodiffusion search mnist --steps 4 ... --out RUN``: all that differs from what the preset fills in.
+
+    A long one has an option a line, as shells take it, so that no page breaks it within an option.
+    """
+    words = _words(settings)
+    if len(whole := shlex.join(words)) <= WIDTH:
+        return whole
+    options = [place for place, word in enumerate(words) if word.startswith("--")]
+    ends = zip([0, *options[1:]], [*options[1:], len(words)], strict=True)
+    return " \\\n    ".join(shlex.join(words[start:end]) for start, end in ends)
+
+
+def _words(settings: Settings) -> list[str]:
     said = {name: getattr(settings, name) for name in ("model", "steps", "preset", "strategy", "layers")}
     usual = Settings.of("report", **said)
     words = ["autodiffusion", "search", settings.model, "--steps", str(settings.steps)]
@@ -43,7 +57,7 @@ def command(settings: Settings) -> str:
                     words += [flag.removesuffix("s"), f"{key}={_text(own)}"]
         elif value != other:
             words += [flag, ",".join(value) if isinstance(value, list) else str(value)]
-    return shlex.join([*words, "--out", "RUN"])
+    return [*words, "--out", "RUN"]
 
 
 def _text(value: Any) -> str:

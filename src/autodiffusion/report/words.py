@@ -13,6 +13,8 @@ from autodiffusion.report.run import Run
 
 SHORT = 20
 """Steps above which a plan is said by their number."""
+FASTER = 1.1
+"""Ratio of two measured times below which nothing is said of it: it may be other work on the machine."""
 
 
 def named(row: Mapping[str, Any]) -> str:
@@ -90,14 +92,14 @@ def _cheaper(found: Mapping[str, Any], others: list[dict[str, Any]]) -> list[str
 
 
 def _faster(run: Run) -> list[str]:
-    """What the plan found saves in time, where sampling was measured, beside what takes longer beyond the quartiles."""
+    """What the plan found saves in time, where sampling was measured, beside what takes clearly longer."""
     if not run.times or "found" not in run.times.ms:
         return []
     _, ours, high = run.times.ms["found"]
     said = [
         f"{theirs / ours:.3g} times as fast as {named({'name': name})}"
         for name, (low, theirs, _) in run.times.ms.items()
-        if low > high
+        if low > high and theirs >= FASTER * ours
     ]
     where = f"on {run.times.device} in batches of {run.times.batch_size}"
     return [f"A sample takes {ours:.3g} ms {where}{': ' * bool(said)}{', '.join(said)}."]
