@@ -25,7 +25,9 @@ SAMPLES = 36
 TEACHER_STEPS = 100
 """Of the plan that the picture shows beside the others, where the final table has no teacher."""
 SECONDS, ROUNDS = 2.0, 9
-"""How long the sampling of the plans is timed at most, and how often; long plans take one round more than that."""
+"""How long sampling is timed, and how often at most; where a plan takes long, one round that counts is enough."""
+LONG = 2
+"""Times the fewest evaluations above which a plan is timed by itself, so that others are timed often beside it."""
 
 
 def show(model: Model, settings: Settings, rows: Sequence[Mapping[str, Any]], out: Path, progress: Quiet) -> None:
@@ -54,8 +56,12 @@ def _picture(model: Model, settings: Settings, plans: dict[str, Plan], path: Pat
 
 def _time(model: Model, batch_size: int, plans: Mapping[str, Plan], path: Path) -> None:
     """Milliseconds for one sample of each plan, the median of the rounds and their quartiles."""
-    times = plan_times(model, list(plans.values()), batch_size, SECONDS, ROUNDS)
-    ms = {name: [time.low, time.ms, time.high] for name, time in zip(plans, times, strict=True)}
+    evaluations = {name: nfe(plan, model) for name, plan in plans.items()}
+    alike = [name for name in plans if evaluations[name] <= LONG * min(evaluations.values())]
+    ms: dict[str, list[float]] = {}
+    for names in (alike, *([name] for name in plans if name not in alike)):
+        times = plan_times(model, [plans[name] for name in names], batch_size, SECONDS, ROUNDS)
+        ms |= {name: [time.low, time.ms, time.high] for name, time in zip(names, times, strict=True)}
     device = torch.device(model.device)
     named = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     write(path, json.dumps({"device": named, "batch_size": batch_size, "ms": ms}) + "\n")

@@ -29,6 +29,8 @@ COMPARISON = "comparison.html"
 ALIKE = ("model", "metric", "features", "reference", "confirm_samples", "seed")
 """Settings that must be alike for figures to be compared."""
 MARKERS = "osD^vP"
+MANY = 8
+"""Numbers of evaluations above which not each has a tick."""
 SPREAD = 0.4
 """Evaluations over which searches with equally many are set apart, so that each is seen."""
 
@@ -65,7 +67,8 @@ def compare(runs: Sequence[Run], out: Path) -> Path:
         for name in ALIKE
         if len(values := list(dict.fromkeys(str(getattr(run.settings, name)) for run in runs))) > 1
     ]
-    metrics = list(dict.fromkeys(name for run in runs for row in run.rows for name in row["scores"]))
+    searched = [run.settings.metric for run in runs]
+    metrics = list(dict.fromkeys([*searched, *(name for run in runs for row in run.rows for name in row["scores"])]))
     html = render(
         "compare.html",
         count=len(runs),
@@ -192,29 +195,37 @@ def draw_quality(table: Table, metric: str) -> Figure:
     drawing = blank(HEIGHT + 0.3)
     axes = drawing.subplots()
     names = list(dict.fromkeys(table.column("run")))
-    for number, name in enumerate(names):
-        colour, marker = SERIES[number % len(SERIES)], MARKERS[number % len(MARKERS)]
-        aside = SPREAD * (number / (len(names) - 1) - 0.5) if len(names) > 1 else 0.0
-        for _, plan, place, _, value, low, high in table.where("run", name).rows:
-            found = plan == "found"
-            axes.errorbar(
-                [place + aside],
-                [value],
-                None if low is None or high is None else [[max(0.0, value - low)], [max(0.0, high - value)]],
-                fmt=marker,
-                color=colour if found else QUIET,
-                mfc=colour if found else "none",
-                mec=colour,
-                ms=6,
-                lw=1.2,
-                label=brief(name) if found else None,
-            )
+    for name, plan, place, _, value, low, high in table.rows:
+        number, found = names.index(name), plan == "found"
+        colour = SERIES[number % len(SERIES)]
+        axes.errorbar(
+            [place + _aside(table, name, place)],
+            [value],
+            None if low is None or high is None else [[max(0.0, value - low)], [max(0.0, high - value)]],
+            fmt=MARKERS[number % len(MARKERS)],
+            color=colour if found else QUIET,
+            mfc=colour if found else "none",
+            mec=colour,
+            ms=6,
+            lw=1.2,
+            label=brief(name) if found else None,
+        )
     axes.set_xlabel("network evaluations of a sample")
     axes.set_ylabel(metric)
-    whole(axes.xaxis)
-    axes.margins(x=0.12)
+    places = sorted(set(table.column("evaluations")))
+    axes.set_xlim(places[0] - 0.5, places[-1] + 0.5)
+    if len(places) <= MANY:
+        axes.set_xticks(places)
+    else:
+        whole(axes.xaxis)
     logarithmic(axes, [row[4] for row in table.rows] + [row[5] for row in table.rows if row[5] is not None])
     axes.grid(axis="y")
     if table.where("plan", "found").rows:
         axes.legend()
     return drawing
+
+
+def _aside(table: Table, name: str, place: float) -> float:
+    """How far a search is drawn from its number of evaluations, among those that have the same."""
+    same = list(dict.fromkeys(table.where("evaluations", place).column("run")))
+    return SPREAD * (same.index(name) / (len(same) - 1) - 0.5) if len(same) > 1 else 0.0

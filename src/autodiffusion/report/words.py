@@ -43,7 +43,7 @@ def headline(run: Run) -> list[str]:
     if score is None or score["value"] is None:
         return [f"The plan found has no {metric} on fresh noise: {found['problem'] or 'it is not finite'}."]
     others = [row for row in run.rows if row is not found and row["scores"].get(metric, {}).get("value") is not None]
-    against = " and ".join(f"{row['scores'][metric]['value']:.4g} of {named(row)}" for row in others)
+    against = _listed([f"{row['scores'][metric]['value']:.4g} of {named(row)}" for row in others])
     count = found["nfe"]
     said = (
         f"With {count} network evaluation{'s' * (count > 1)} a sample the plan found has {metric} {score['value']:.4g}"
@@ -75,7 +75,7 @@ def _verdict(run: Run, found: Mapping[str, Any], others: list[dict[str, Any]]) -
     over = [named(row) for row in others if _overlap(ours, row["scores"][metric])]
     if not over:
         return []
-    return [f"Its interval overlaps with that of {' and '.join(over)}: so many samples do not tell them apart."]
+    return [f"Its interval overlaps with that of {_listed(over)}: so many samples do not tell them apart."]
 
 
 def _overlap(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
@@ -102,7 +102,12 @@ def _faster(run: Run) -> list[str]:
         if low > high and theirs >= FASTER * ours
     ]
     where = f"on {run.times.device} in batches of {run.times.batch_size}"
-    return [f"A sample takes {ours:.3g} ms {where}{': ' * bool(said)}{', '.join(said)}."]
+    return [f"A sample takes {ours:.3g} ms {where}{': ' * bool(said)}{_listed(said)}."]
+
+
+def _listed(parts: list[str]) -> str:
+    """``a, b and c``."""
+    return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
 
 
 def _capital(text: str) -> str:
