@@ -72,11 +72,16 @@ def controlnet(kind: str) -> Any:
 
 @functools.cache
 def vae() -> Any:
+    """Whose latents of an image are sure, as the pipelines draw them from generators of their own choice."""
     torch.manual_seed(2)
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    return AutoencoderKL(
+    made = AutoencoderKL(
         block_out_channels=(8, 16), norm_num_groups=4, latent_channels=16, sample_size=16, shift_factor=0.06, **blocks
-    ).eval()
+    )
+    with torch.no_grad():  # the latter half of its channels is the logarithm of the variance
+        made.quant_conv.weight[16:] = 0
+        made.quant_conv.bias[16:] = -100
+    return made.eval()
 
 
 def packed(x: Tensor) -> Tensor:
@@ -109,10 +114,17 @@ class Flowing:
     def flux(self) -> bool:
         return "Flux" in type(self.pipe).__name__
 
-    def call(self, seed: int = 0, **options: Any) -> Tensor:
-        """The pipeline's latents at the end."""
+    @property
+    def control(self) -> bool:
+        return "ControlNet" in type(self.pipe).__name__
+
+    def call(self, seed: int = 0, images: int = 1, **options: Any) -> Tensor:
+        """The pipeline's latents at the end, ``images`` for each prompt."""
         options = self.options | {"generator": torch.Generator().manual_seed(seed)} | options
-        made: Tensor = self.pipe(output_type="latent", **options).images
+        # texts that are encoded already the pipelines take as they are
+        texts = {k: v.repeat_interleave(images, 0) for k, v in options.items() if k.endswith("prompt_embeds")}
+        torch.manual_seed(seed)  # these pipelines hand no generator to a scheduler
+        made: Tensor = self.pipe(output_type="latent", **options | texts).images
         return made
 
     def model(self, images: int = 1) -> Replayed:
@@ -149,8 +161,10 @@ class Flowing:
         if any(step.skip for step in plan.steps):
             _ = parts(self, model)
         generator = torch.Generator().manual_seed(seed)
+        torch.manual_seed(seed)
+        if self.control:  # the latents of what the ControlNet goes by are drawn first, twice with guidance
+            torch.randn(batch * (1 if self.flux else 2), 16, 8, 8, generator=generator if self.flux else None)
         noise, s = torch.randn(batch, 16, 8, 8, generator=generator), plan.times[0] / 1000
-        model.generator = generator
         image = IMAGE.expand(batch, -1, -1, -1)
         x = (1 - s) * image + s * noise if self.begins and not whole else noise
         mask = MASK[..., ::2, ::2].expand(batch, 16, -1, -1)
@@ -221,10 +235,10 @@ def stable3(
     def answer(x: Tensor, t: Tensor, texts: dict[str, Tensor]) -> Tensor:
         residuals = None
         if control:
-            seen = pipe.vae.encode(2 * HINT - 1).latent_dist.mode()
-            seen = (seen - pipe.vae.config.shift_factor) * pipe.vae.config.scaling_factor
-            hint = seen.expand(len(x), -1, -1, -1)
-            residuals = pipe.controlnet(x, hint, timestep=t, return_dict=False, **texts)[0]
+            # a hint that is a tensor is taken as it is; of the pooled text these ControlNets see zeros
+            hint = pipe.vae.config.scaling_factor * pipe.vae.encode(HINT).latent_dist.mode().expand(len(x), -1, -1, -1)
+            shown = texts | {"pooled_projections": torch.zeros_like(texts["pooled_projections"])}
+            residuals = pipe.controlnet(x, hint, timestep=t, return_dict=False, **shown)[0]
         out: Tensor = pipe.transformer(x, timestep=t, block_controlnet_hidden_states=residuals, **texts).sample
         return out
 
@@ -274,7 +288,7 @@ def fluxes(kind: str = "FluxPipeline", batch: int = 1, scheduler: Any = None, **
         shown |= {"img_ids": places, "txt_ids": torch.zeros(5, 3)}
         residuals: dict[str, Any] = {}
         if control:
-            seen = pipe.vae.encode(2 * HINT - 1).latent_dist.mode()
+            seen = pipe.vae.encode(HINT).latent_dist.mode()
             seen = packed((seen - pipe.vae.config.shift_factor) * pipe.vae.config.scaling_factor).expand(len(x), -1, -1)
             blocks, single = pipe.controlnet(x, seen, return_dict=False, **shown)
             residuals = {"controlnet_block_samples": blocks, "controlnet_single_block_samples": single}
