@@ -422,7 +422,7 @@ def test_unknown_names_are_answered_at_once(said: list[str], recwarn: pytest.War
 @pytest.mark.parametrize(
     ("error", "told", "local"),
     [
-        (EntryNotFoundError("404"), "the hub has no UNet of that name", False),
+        (EntryNotFoundError("404"), "the hub has no network of that name", False),
         (LocalEntryNotFoundError("no connection"), "the hub cannot be reached", True),
     ],
 )
@@ -437,14 +437,14 @@ def test_a_hub_that_does_not_answer_is_asked_once(
 
     monkeypatch.setattr("diffusers.configuration_utils.hf_hub_download", download)
     assert told in refused_model("nobody/nothing")
-    assert asked == [("unet", False), (None, local)]
+    assert asked == [("unet", False), ("transformer", local), (None, local)]
 
 
 def test_folders_without_a_network_are_refused(tmp_path: Path, damaged: Path) -> None:
-    assert "no UNet configuration in this folder" in refused_model(tmp_path)
+    assert "no configuration of a network in this folder" in refused_model(tmp_path)
     assert "is a file" in refused_model(damaged / "unet" / WEIGHTS)
     (damaged / "unet" / "config.json").write_text("[1]")
-    assert "no UNet configuration in this folder" in refused_model(damaged)
+    assert "no configuration of a network in this folder" in refused_model(damaged)
 
 
 @pytest.mark.parametrize("place", ["unet/config.json", "scheduler/scheduler_config.json"])
@@ -522,7 +522,10 @@ def test_other_networks_are_refused(damaged: Path, changes: dict[str, Any], told
         ({"beta_schedule": "sigmoid"}, "beta_schedule 'sigmoid' is unknown"),
         ({"beta_schedule": "linear", "num_train_timesteps": 0}, "describes no noise schedule"),
         ({"beta_schedule": "linear", "beta_start": "small"}, "describes no noise schedule"),
-        ({"beta_schedule": "linear", "prediction_type": "flow_prediction"}, "prediction 'flow_prediction' is unknown"),
+        (
+            {"beta_schedule": "linear", "prediction_type": "flow_prediction"},
+            "prediction 'flow_prediction' does not go with this noise schedule",
+        ),
     ],
 )
 def test_other_schedulers_are_refused(damaged: Path, config: dict[str, Any], told: str) -> None:

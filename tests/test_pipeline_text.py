@@ -626,8 +626,12 @@ def adapted() -> Any:
 
 
 REFUSED: dict[str, tuple[Callable[[], Any], Plan, str]] = {
-    "SD3": (lambda: named("StableDiffusion3Pipeline"), Plan.of("ddim", TIMES), "is none that plans can be applied to"),
-    "Flux": (lambda: named("FluxPipeline"), Plan.of("ddim", TIMES), "pipeline FluxPipeline is none"),
+    "pipeline": (lambda: named("LattePipeline"), Plan.of("ddim", TIMES), "is none that plans can be applied to"),
+    "network": (
+        lambda: named("FluxPipeline"),
+        Plan.of("ddim", TIMES),
+        "FluxPipeline has no transformer; load the whole",
+    ),
     "flow matching": (flowing, Plan.of("ddim", TIMES), "is for flow matching"),
     "time": (lambda: tiny().pipe, Plan.of("ddim", (1000, 3)), "t = 1000 lies outside the time steps of StableDiff"),
     "layer": (lambda: tiny().pipe, Plan(solver="ddim", steps=(Step(t=9, skip={77}),)), "layer 77 does not exist"),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -19,6 +21,15 @@ from diffusers import (
 )
 from tiny_pipelines import Replayed, drawn, run
 from torch import Tensor
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
 
 from autodiffusion import NoiseSchedule, Plan
 
@@ -41,12 +52,11 @@ def wild(network: Any) -> Any:
 
 
 @functools.cache
-def sd3(channels: int = 16) -> Any:
+def sd3(channels: int = 16, **changes: Any) -> Any:
     torch.manual_seed(3)
     sizes = {"caption_projection_dim": 16, "pooled_projection_dim": 12, "pos_embed_max_size": 8}
-    return wild(
-        SD3Transformer2DModel(sample_size=8, num_layers=3, in_channels=channels, out_channels=16, **HEADS, **sizes)
-    )
+    config = {"sample_size": 8, "num_layers": 3, "in_channels": channels, "out_channels": 16, **HEADS, **sizes}
+    return wild(SD3Transformer2DModel(**config | changes))
 
 
 @functools.cache
@@ -303,3 +313,53 @@ def copied(network: Any) -> Any:
     again = type(network).from_config(network.config)
     again.load_state_dict(network.state_dict())
     return again.eval().requires_grad_(False)
+
+
+# with text encoders
+
+
+def clip(folder: Path, kind: Any = CLIPTextModelWithProjection, width: int = 16) -> tuple[Any, Any]:
+    """A text encoder, and a tokenizer of letters."""
+    letters = [chr(code) for code in range(97, 123)]
+    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    sizes = {"hidden_size": width, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ends = {"bos_token_id": 52, "eos_token_id": 53, "pad_token_id": 53}
+    config = CLIPTextConfig(vocab_size=len(words), max_position_embeddings=16, projection_dim=6, **sizes, **ends)
+    return kind(config).eval(), CLIPTokenizer.from_pretrained(folder, model_max_length=16)
+
+
+def t5(width: int) -> tuple[Any, Any]:
+    """Likewise."""
+    letters = [(chr(code), -3.0) for code in range(97, 123)]
+    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0), *letters]
+    config = T5Config(vocab_size=len(vocabulary), d_model=width, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    return T5EncoderModel(config).eval(), T5TokenizerFast(vocab=vocabulary, extra_ids=0)
+
+
+def whole(kind: str, folder: Path, scheduler: Any = None, *, t5s: bool = True, guidance: bool = True) -> Any:
+    """A pipeline from text, with all its parts.
+
+    Args:
+        folder: for the tokenizers.
+        t5s: whether Stable Diffusion 3 has its third text encoder.
+        guidance: whether Flux is given its guidance scale.
+    """
+    torch.manual_seed(6)
+    made: dict[str, Any] = {"vae": copied(vae())}
+    if kind == "StableDiffusion3Pipeline":
+        made["text_encoder"], made["tokenizer"] = clip(folder)
+        made["text_encoder_2"], made["tokenizer_2"] = clip(folder)
+        made["text_encoder_3"], made["tokenizer_3"] = t5(32) if t5s else (None, None)
+        made["transformer"] = copied(sd3(joint_attention_dim=32))
+        made["scheduler"] = scheduler or FlowMatchEulerDiscreteScheduler(shift=3.0)
+    else:
+        made["text_encoder"], made["tokenizer"] = clip(folder, CLIPTextModel, width=12)
+        made["text_encoder_2"], made["tokenizer_2"] = t5(16)
+        made["transformer"] = copied(flux(64, guidance))
+        made["scheduler"] = scheduler or FlowMatchEulerDiscreteScheduler(**FLUX)
+    pipe = getattr(diffusers, kind)(**made)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

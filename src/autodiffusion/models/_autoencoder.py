@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -19,18 +19,18 @@ def decoder(vae: Any, pixels: int = PIXELS) -> Callable[[Tensor], Tensor]:
         vae: an ``AutoencoderKL``, in the dtype in which it is to compute.
         pixels: decoded at once, or one image where that has more.
     """
-    side = enlargement(vae)
+    side, shift = enlargement(vae.config), vae.config.get("shift_factor") or 0.0
 
     @torch.inference_mode()
     def decode(latents: Tensor) -> Tensor:
         height, width = (side * size for size in latents.shape[2:])
-        scaled = (latents.to(vae.device) / vae.config.scaling_factor).to(vae.dtype)
+        scaled = (latents.to(vae.device) / vae.config.scaling_factor + shift).to(vae.dtype)
         parts = scaled.split(max(1, pixels // (height * width)))
         return torch.cat([vae.decode(part, return_dict=False)[0] for part in parts])
 
     return decode
 
 
-def enlargement(vae: Any) -> int:
-    """How many pixels wide a latent's place is."""
-    return int(2 ** (len(vae.config.block_out_channels) - 1))
+def enlargement(config: Mapping[str, Any]) -> int:
+    """How many pixels wide a latent's place is, by the autoencoder's configuration."""
+    return int(2 ** (len(config["block_out_channels"]) - 1))

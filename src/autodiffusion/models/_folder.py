@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import textwrap
 import warnings
@@ -18,7 +19,7 @@ from autodiffusion.schedule import NoiseSchedule
 
 
 def network_of(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The UNet's configuration, and where in ``name`` it lies.
+    """The denoising network's configuration, and where in ``name`` it lies.
 
     Raises:
         InputError: there is none.
@@ -27,15 +28,16 @@ def network_of(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     reached: dict[str, Any] = {}
-    for place in ({"subfolder": "unet"}, {}):
+    for place in ({"subfolder": "unet"}, {"subfolder": "transformer"}, {}):
         config, error = config_of(UNet2DModel, name, **place, **reached)
         if config is not None and "_class_name" in config:
             return config, place
         if error is not None and isinstance(error.__context__, LocalEntryNotFoundError):
             reached = {"local_files_only": True}  # a hub that does not answer is not asked, and waited for, again
     if name and Path(name).is_dir():
-        raise InputError(f"model '{name}': no UNet configuration in this folder (unet/config.json or config.json)")
-    hub = "the hub cannot be reached" if reached else "the hub has no UNet of that name"
+        places = "config.json, or one in unet/ or transformer/"
+        raise InputError(f"model '{name}': no configuration of a network in this folder ({places})")
+    hub = "the hub cannot be reached" if reached else "the hub has no network of that name"
     raise InputError(f"model '{name}' is unknown {nearest(name, known('models'))}: no such folder, and {hub}")
 
 
@@ -109,6 +111,19 @@ def config_of(kind: Any, name: str, **place: Any) -> tuple[dict[str, Any] | None
             raise InputError(f"model '{name}': {' '.join(str(error).split())} Fetch or write it again") from None
         return None, error
     return (config if isinstance(config, dict) else None), None
+
+
+def settings_of(kind: Any, name: str, part: str) -> dict[str, Any]:
+    """What the constructor of this class of networks gets for a part of ``name``, its defaults included.
+
+    Raises:
+        InputError: the part has no configuration, or it cannot be read.
+    """
+    config, _ = config_of(kind, name, subfolder=part)
+    if config is None:
+        raise InputError(f"model '{name}': {part}/config.json is missing; fetch the whole pipeline")
+    defaults = {key: parameter.default for key, parameter in inspect.signature(kind.__init__).parameters.items()}
+    return defaults | config
 
 
 @contextmanager

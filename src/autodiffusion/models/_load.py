@@ -41,8 +41,8 @@ def load(
     model_options: Mapping[str, Any] | None = None,
     captions: str | None = None,
 ) -> Model:
-    """The model called ``name``: of a family, the folder or hub name of a diffusers UNet or of a Stable Diffusion
-    pipeline, a single file of one, or ``package.module:factory``.
+    """The model called ``name``: of a family, the folder or hub name of a diffusers UNet or of a pipeline of Stable
+    Diffusion or Flux, a single file of Stable Diffusion 1, 2 or XL, or ``package.module:factory``.
 
     A family may have presets: ``adm/imagenet64`` is one of ``adm``.
 
@@ -56,7 +56,7 @@ def load(
             beside it.
         checkpoint: file of weights, for families that are held in such.
         classifier: file of weights, for guidance by a classifier.
-        model_options: the family's own options, by name.
+        model_options: the family's own options, by name; of Stable Diffusion 3 and Flux ``height`` and ``width``.
         captions: file of what a text-to-image model is asked to show.
 
     Raises:
@@ -109,13 +109,17 @@ def _of_diffusers(name: str) -> Callable[..., Model]:
     Raises:
         InputError: there is no network.
     """
+    from autodiffusion.models._flow import TRANSFORMERS, load_flow
     from autodiffusion.models._text_to_image import load_text_to_image
 
     if Path(name).is_file():
         return partial(load_text_to_image, name)
     found = network_of(name)
-    if found[0].get("_class_name") == "UNet2DConditionModel":
+    kind = found[0].get("_class_name")
+    if kind == "UNet2DConditionModel":
         return partial(load_text_to_image, name)
+    if kind in TRANSFORMERS:
+        return partial(load_flow, name)
     return partial(load_unet, name, found=found)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ COMPONENTS = {
     "tokenizer": "CLIPTokenizer",
 }
 OF_XL = {"text_encoder_2": "CLIPTextModelWithProjection", "tokenizer_2": "CLIPTokenizer"}
+KINDS = {PIPELINES[0]: COMPONENTS, PIPELINES[1]: COMPONENTS | OF_XL}
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 SUFFIXES = (".ckpt", ".safetensors")
 
@@ -61,26 +62,53 @@ def parts_of(name: str, checkpoint: str | None) -> Parts:
         if checkpoint is not None:
             raise InputError(f"model '{name}': is a file itself; leave --checkpoint out")
         return _from_file(name, Path(name), None)
-    index = _index(name)
+    index = index_of(name, KINDS)
     return _from_folder(name, index) if checkpoint is None else _from_file(name, Path(checkpoint), index)
 
 
-def _index(name: str) -> dict[str, Any]:
-    """The content of ``model_index.json``, checked to be of a pipeline that is known, with the parts it has."""
+def index_of(name: str, kinds: Mapping[str, Mapping[str, str]], optional: Sequence[str] = ()) -> dict[str, Any]:
+    """The content of ``model_index.json``, checked to be of a pipeline that is known, with the parts it has.
+
+    Args:
+        kinds: of each pipeline that is known the parts, and of which class each is.
+        optional: parts that may be ``None``.
+
+    Raises:
+        InputError: it is missing, or of another pipeline, or one with other parts.
+    """
     from diffusers import DDPMPipeline
 
     index, _ = config_of(DDPMPipeline, name)
     kind = (index or {}).get("_class_name", "pipeline of no kind (model_index.json is missing)")
-    if index is None or kind not in PIPELINES:
+    if index is None or kind not in kinds:
+        network = " or ".join(dict.fromkeys(next(iter(parts.values())) for parts in kinds.values()))
         raise InputError(
-            f"model '{name}': its network is a UNet2DConditionModel in a {kind}; of these this version samples "
-            f"{' and '.join(PIPELINES)} only"
+            f"model '{name}': its network is a {network} in a {kind}; of these this version samples "
+            f"{' and '.join(kinds)} only"
         )
-    for part, wanted in (COMPONENTS | (OF_XL if kind == PIPELINES[1] else {})).items():
+    for part, wanted in kinds[kind].items():
         _, found = index.get(part) or (None, None)
-        if not str(found).removesuffix("Fast") == wanted:
+        if str(found).removesuffix("Fast") != wanted and not (found is None and part in optional):
             raise InputError(f"model '{name}': its {part} is a {found}; this version knows {kind}s with a {wanted}")
     return index
+
+
+def tokenizer_of(kind: Any, name: str, part: str) -> Any:
+    """The tokenizer of this class of transformers in a subfolder of ``name``.
+
+    Raises:
+        InputError: its files are missing or cannot be read.
+    """
+    try:
+        with quiet():
+            tokenizer = kind.from_pretrained(name, subfolder=part)
+        # all that transformers has without its files; of T5 the mark of a word's beginning besides
+        if len(tokenizer) <= len(tokenizer.all_special_tokens) + 1:
+            raise OSError("its vocabulary is missing")
+    except Exception as error:  # whatever a file with another content leads to
+        reason = textwrap.shorten(str(error), 200)
+        raise InputError(f"model '{name}': its {part} cannot be loaded ({reason})") from None
+    return tokenizer
 
 
 def _from_folder(name: str, index: dict[str, Any]) -> Parts:
@@ -91,15 +119,8 @@ def _from_folder(name: str, index: dict[str, Any]) -> Parts:
         return weights_of(kind, name, torch.float32, subfolder=place)
 
     def encoder(kind: Any, suffix: str = "") -> tuple[Any, Any]:
-        try:
-            with quiet():
-                tokenizer = CLIPTokenizer.from_pretrained(name, subfolder=f"tokenizer{suffix}")
-            if len(tokenizer) <= len(tokenizer.all_special_tokens):  # all that transformers has without its files
-                raise OSError("its vocabulary is missing")
-        except Exception as error:  # whatever a file with another content leads to
-            reason = textwrap.shorten(str(error), 200)
-            raise InputError(f"model '{name}': its tokenizer{suffix} cannot be loaded ({reason})") from None
-        with _no_bars():
+        tokenizer = tokenizer_of(CLIPTokenizer, name, f"tokenizer{suffix}")
+        with no_bars():
             return tokenizer, load(kind, f"text_encoder{suffix}")
 
     xl = index["_class_name"] == PIPELINES[1]
@@ -111,11 +132,11 @@ def _from_folder(name: str, index: dict[str, Any]) -> Parts:
         tuple(encoders),
         scheduler_of(name),
         xl and bool(index.get("force_zeros_for_empty_prompt", True)),
-        _needs_upcast(name),
+        needs_upcast(name),
     )
 
 
-def _needs_upcast(name: str) -> bool:
+def needs_upcast(name: str) -> bool:
     """Whether its own configuration says so: diffusers does where nothing is said, as of the first pipelines."""
     from diffusers import AutoencoderKL
 
@@ -131,7 +152,7 @@ def _from_file(name: str, file: Path, index: dict[str, Any] | None) -> Parts:
     kind: Any = getattr(diffusers, PIPELINES[xl])
     unused = dict.fromkeys(UNUSED[xl:])  # an XL pipeline has no safety checker
     try:
-        with quiet(), _no_bars():
+        with quiet(), no_bars():
             pipe = kind.from_single_file(str(file), config=name if index else None, torch_dtype=torch.float32, **unused)
     except Exception as error:  # of diffusers, transformers, the hub and torch, each with classes of its own
         reason = textwrap.shorten(str(error), 200)
@@ -149,7 +170,7 @@ def _from_file(name: str, file: Path, index: dict[str, Any] | None) -> Parts:
         tuple(encoders),
         scheduler_of(name) if index else dict(pipe.scheduler.config),
         xl and bool(pipe.config.force_zeros_for_empty_prompt),
-        _needs_upcast(name) if index else xl,
+        needs_upcast(name) if index else xl,
     )
 
 
@@ -182,7 +203,7 @@ def _keys(file: Path) -> set[str]:
 
 
 @contextmanager
-def _no_bars() -> Iterator[None]:
+def no_bars() -> Iterator[None]:
     """Keeps the bars of loading weights from the user; those of downloading go with them."""
     import diffusers.utils.logging
     import transformers.utils.logging

@@ -61,7 +61,7 @@ def load_text_to_image(
         for network in (unet, vae, *(encoder.to(device, dtype) for _, encoder in parts.encoders)):
             network.eval().requires_grad_(False)
     prompts = Prompts(asked.texts, text_encoder(parts.encoders, pooled=parts.xl, zeros=parts.zeros), device)
-    image = [enlargement(vae) * pixels for pixels in size]
+    image = [enlargement(vae.config) * pixels for pixels in size]
     # the size of the picture, its crop and the size asked for, as the pipeline has them where nothing is said
     shown = torch.tensor([[*image, 0, 0, *image]], device=device, dtype=dtype)
 

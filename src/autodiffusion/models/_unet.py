@@ -41,7 +41,10 @@ def load_unet(
     config, place = found or network_of(name)
     kind = config.get("_class_name")
     if kind != "UNet2DModel":
-        raise InputError(f"model '{name}': its network is a {kind}; this version samples UNet2DModel only")
+        raise InputError(
+            f"model '{name}': its network is a {kind}; this version samples UNet2DModel, and Stable Diffusion 1, 2, XL "
+            "and 3 and Flux from text"
+        )
     if "unet" in place.get("subfolder", ""):
         _check_pixels(name)
     scheduler = scheduler_of(name)
