@@ -28,7 +28,7 @@ KINDS = {
     kind: make
     for make, kinds in (
         (stable3, ("", "Img2Img", "Inpaint", "ControlNet")),
-        (fluxes, ("", "Img2Img", "Inpaint", "ControlNet")),
+        (fluxes, ("", "Img2Img", "Inpaint", "ControlNet", "Fill", "Kontext")),
     )
     for part in kinds
     for kind in [f"{'StableDiffusion3' if make is stable3 else 'Flux'}{part}Pipeline"]
@@ -183,7 +183,9 @@ def test_half_precision(kind: str) -> None:
 
 
 @pytest.mark.parametrize("solver", ["ddim", "dpm_solver++", "gls", "heun"])
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if "Img2Img" in kind or "Inpaint" in kind])
+@pytest.mark.parametrize(
+    "kind", [kind for kind in KINDS if any(part in kind for part in ("Img2Img", "Inpaint", "Fill"))]
+)
 @pytest.mark.filterwarnings("ignore:the plan's free numbers")
 def test_from_an_image(kind: str, solver: str) -> None:
     one = tiny(kind)

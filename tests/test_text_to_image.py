@@ -771,7 +771,9 @@ def test_it_shows_every_verb() -> None:
     assert [line.split()[0] for line in LINES] == ["search", "evaluate", "sample", "layers", "search", "search"]
     for target in re.findall(r"\]\(([^)#]+)", PAGE):
         assert (ROOT / "docs" / target).exists(), target
-    shown = {*re.findall(r"--[a-z][a-z-]*", " ".join(LINES)), "--checkpoint", "--guidance-scale", "--features"}
+    shown = {*re.findall(r"--[a-z][a-z-]*", " ".join(LINES)), "--checkpoint", "--guidance-scale", "--features"} | {
+        "--model-option"
+    }
     assert set(re.findall(r"--[a-z][a-z-]*", PAGE)) == shown
 
 

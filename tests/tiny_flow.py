@@ -19,7 +19,7 @@ from diffusers import (
     SD3ControlNetModel,
     SD3Transformer2DModel,
 )
-from tiny_pipelines import Replayed, drawn, run
+from tiny_pipelines import PICTURE, Replayed, drawn, run
 from torch import Tensor
 from transformers import (
     CLIPTextConfig,
@@ -159,6 +159,14 @@ class Flowing:
             dtype=network.dtype,
         )
 
+    def image(self) -> Tensor:
+        """The latents of the image that it begins with."""
+        given: Tensor = self.options.get("image", IMAGE)
+        if given.shape[1] == 16:
+            return given
+        seen: Tensor = self.pipe.vae.encode(2 * given - 1).latent_dist.mode()
+        return self.pipe.vae.config.scaling_factor * (seen - self.pipe.vae.config.shift_factor)
+
     @torch.no_grad()
     def ours(self, plan: Plan, seed: int = 0, images: int = 1, whole: bool = False) -> Tensor:
         """The same latents from our own loop.
@@ -172,10 +180,12 @@ class Flowing:
             _ = parts(self, model)
         generator = torch.Generator().manual_seed(seed)
         torch.manual_seed(seed)
+        if "Fill" in type(self.pipe).__name__:  # the image's own latents are drawn first
+            torch.randn(1, 16, 8, 8, generator=generator)
         if self.control:  # the latents of what the ControlNet goes by are drawn first, twice with guidance
             torch.randn(batch * (1 if self.flux else 2), 16, 8, 8, generator=generator if self.flux else None)
         noise, s = torch.randn(batch, 16, 8, 8, generator=generator), plan.times[0] / 1000
-        image = IMAGE.expand(batch, -1, -1, -1)
+        image = self.image().expand(batch, -1, -1, -1)
         x = (1 - s) * image + s * noise if self.begins and not whole else noise
         mask = MASK[..., ::2, ::2].expand(batch, 16, -1, -1)
         image, noise, x, mask = (packed(part) if self.flux else part for part in (image, noise, x, mask))
@@ -258,11 +268,12 @@ def stable3(
 def fluxes(kind: str = "FluxPipeline", batch: int = 1, scheduler: Any = None, **changes: Any) -> Flowing:
     """A pipeline of Flux; ``changes`` are ``guidance`` of its network and ``scale`` of true guidance."""
     control, paints, scale = "ControlNet" in kind, "Inpaint" in kind, changes.pop("scale", 1.0)
+    fills, beside = "Fill" in kind, "Kontext" in kind
     made: dict[str, Any] = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
     if control:
         made["controlnet"] = copied(controlnet("flux"))
     pipe = getattr(diffusers, kind)(
-        transformer=copied(flux(64, **changes)),
+        transformer=copied(flux(144 if fills else 64, **changes)),
         vae=copied(vae()),
         scheduler=scheduler or FlowMatchEulerDiscreteScheduler(**FLUX),
         **made,
@@ -282,9 +293,16 @@ def fluxes(kind: str = "FluxPipeline", batch: int = 1, scheduler: Any = None, **
     if scale > 1:
         options |= {"negative_prompt_embeds": texts["encoder_hidden_states"][0], "true_cfg_scale": scale}
         options |= {"negative_pooled_prompt_embeds": texts["pooled_projections"][0]}
-    begins = paints or "Img2Img" in kind
-    if begins:
-        options["image"] = IMAGE
+    begins = paints or fills or "Img2Img" in kind
+    if begins or beside:
+        options["image"] = PICTURE if fills else IMAGE
+    known = None
+    if fills:  # the network sees the known part of the picture, and where it is, beside the sample
+        options["mask_image"] = MASK
+        parts = pipe.prepare_mask_latents(MASK, (2 * PICTURE - 1) * (1 - MASK), 1, 16, 1, 16, 16, None, "cpu", None)
+        known = torch.cat(parts[::-1], -1)
+    if beside:
+        options["max_area"] = 16 * 16
     if paints:
         options |= {"mask_image": MASK, "masked_image_latents": 0.5 * IMAGE}
     if control:
@@ -293,6 +311,12 @@ def fluxes(kind: str = "FluxPipeline", batch: int = 1, scheduler: Any = None, **
     def answer(x: Tensor, t: Tensor, texts: dict[str, Tensor]) -> Tensor:
         places = torch.zeros(16, 3)
         places[:, 1], places[:, 2] = torch.arange(4).repeat_interleave(4), torch.arange(4).repeat(4)
+        count = x.shape[1]
+        if known is not None:
+            x = torch.cat([x, known.expand(len(x), -1, -1)], 2)
+        if beside:  # tokens of the image, at places of another kind
+            x = torch.cat([x, packed(IMAGE).expand(len(x), -1, -1)], 1)
+            places = torch.cat([places, places + torch.tensor([1.0, 0, 0])])
         guidance = torch.full((len(x),), 3.5) if pipe.transformer.config.guidance_embeds else None
         shown = texts | {"timestep": t / 1000, "guidance": guidance}
         shown |= {"img_ids": places, "txt_ids": torch.zeros(5, 3)}
@@ -303,7 +327,7 @@ def fluxes(kind: str = "FluxPipeline", batch: int = 1, scheduler: Any = None, **
             blocks, single = pipe.controlnet(x, seen, return_dict=False, **shown)
             residuals = {"controlnet_block_samples": blocks, "controlnet_single_block_samples": single}
         out: Tensor = pipe.transformer(x, **shown, **residuals).sample
-        return out
+        return out[:, :count]
 
     return Flowing(pipe, options, answer, texts, scale, begins, paints)
 

@@ -18,8 +18,8 @@ from autodiffusion.strategies.evolution import Evolution
 from autodiffusion.strategies.random import Random
 
 MODELS = (
-    "mnist, adm/imagenet64, adm/lsun-cat, adm/lsun-bedroom, adm, a folder or hub name of a diffusers UNet or Stable "
-    "Diffusion pipeline, a .ckpt or .safetensors file of one, or package.module:factory"
+    "mnist, adm/imagenet64, adm/lsun-cat, adm/lsun-bedroom, adm, a folder or hub name of a diffusers UNet or pipeline of "
+    "Stable Diffusion or Flux, a .ckpt or .safetensors file of Stable Diffusion, or package.module:factory"
 )
 ModelName = Annotated[str, typer.Option("--model", help=MODELS)]
 Checkpoint = Annotated[
@@ -30,7 +30,10 @@ Captions = Annotated[
     str | None, typer.Option(help="what a text-to-image model is asked to show: .txt, .csv, or captions_val2014.json")
 ]
 ModelOption = Annotated[
-    list[str] | None, typer.Option("--model-option", help="NAME=VALUE, a flag of an adm model, may be repeated")
+    list[str] | None,
+    typer.Option(
+        "--model-option", help="NAME=VALUE, may be repeated: a flag of an adm model; height or width of SD3 or Flux"
+    ),
 ]
 Reference = Annotated[
     str | None, typer.Option(help="folder of images, .npz of images, features or statistics, or teacher:100")
@@ -41,7 +44,7 @@ Guidance = Annotated[
 ]
 Classes = Annotated[int | None, typer.Option(min=1, help="number of classes, where the model's files do not say")]
 NullClass = Annotated[int | None, typer.Option("--null-class", min=0, help="the label that stands for no class")]
-Schedule = Annotated[str | None, typer.Option(help="linear, scaled_linear or cosine, for a bare UNet")]
+Schedule = Annotated[str | None, typer.Option(help="linear, scaled_linear, cosine or flow, for a bare UNet")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")]
 Dtype = Annotated[str, typer.Option(help="float32, float16 or bfloat16")]
 Batch = Annotated[int, typer.Option("--batch-size", min=1, help="samples in a noise block; scores do not depend on it")]

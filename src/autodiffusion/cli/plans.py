@@ -30,7 +30,9 @@ def plans_command(
         bool, typer.Option("--sigmas", help="print its sigmas for other programs; also of a grid such as ays_sd:10")
     ] = False,
     model: Annotated[str | None, typer.Option(help=f"whose noise schedule the sigmas are of: {MODELS}")] = None,
-    schedule: Annotated[str | None, typer.Option(help="that noise schedule: linear, scaled_linear or cosine")] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help="that noise schedule: linear, scaled_linear, cosine or flow")
+    ] = None,
     pipeline: Annotated[
         str | None,
         typer.Option("--for", help="folder or hub name of a diffusers pipeline: would it follow the plan, and how"),
