@@ -18,8 +18,8 @@ from autodiffusion.strategies.evolution import Evolution
 from autodiffusion.strategies.random import Random
 
 MODELS = (
-    "mnist, adm/imagenet64, adm/lsun-cat, adm/lsun-bedroom, adm, a folder or hub name of a diffusers UNet or pipeline of "
-    "Stable Diffusion or Flux, a .ckpt or .safetensors file of Stable Diffusion, or package.module:factory"
+    "mnist, adm/imagenet64, adm/lsun-cat, adm/lsun-bedroom, adm, a folder or hub name of a diffusers UNet or pipeline "
+    "of Stable Diffusion or Flux, a .ckpt or .safetensors file of Stable Diffusion, or package.module:factory"
 )
 ModelName = Annotated[str, typer.Option("--model", help=MODELS)]
 Checkpoint = Annotated[
