@@ -21,6 +21,7 @@ import pytest
 from test_report import keep, of
 from test_report_figures import LAYERED
 
+from autodiffusion import Settings
 from autodiffusion.loop import search
 from autodiffusion.report import compare, report
 from autodiffusion.report.comparison import runs_in
@@ -124,11 +125,14 @@ def few(real: Path, folder: Path, **given: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory, real_images: Path) -> dict[str, Path]:
-    """A page of each kind: of a search with a teacher, in its midst, with layers, of 1 and of 50 steps, of two."""
+    """A page of each kind: the demo's, with a teacher, in its midst, with layers, of 1 and of 50 steps, of two."""
     base = tmp_path_factory.mktemp("pages")
     whole = few(real_images, base / "whole", teacher=30)
     layers = {"model": "small:layered_model", "features": "small:features", "layers": True, "max_cost": "60%"}
+    demo = {"model": "mnist", "steps": 4, "solver": "gls", "budget": 4000, "samples": 50, "confirm_samples": 100}
+    search(Settings.of(**demo), base / "demo")  # as `make demo`, with a twentieth of its evaluations
     runs = {
+        "demo": base / "demo",
         "layers": few(real_images, base / "layers", steps=4, min_steps=3, strategy_options=LAYERED, **layers),
         "one": few(real_images, base / "one", steps=1),
         "fifty": few(real_images, base / "fifty", steps=50),
@@ -151,7 +155,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory, real_images: Path) -> dict[s
 
 @pytest.mark.parametrize("scheme", list(SCHEMES))
 @pytest.mark.parametrize("size", SCREENS, ids=["1280", "390"])
-@pytest.mark.parametrize("name", ["whole", "midst", "layers", "one", "fifty", "hostile", "comparison"])
+@pytest.mark.parametrize("name", ["demo", "whole", "midst", "layers", "one", "fifty", "hostile", "comparison"])
 def test_a_page_is_whole(pages: dict[str, Path], tmp_path: Path, name: str, size: tuple[int, int], scheme: str) -> None:
     seen = opened(pages[name], tmp_path / "opened", size, scheme)
     check(seen, size, scheme)
