@@ -69,7 +69,9 @@ def charts(run: Run) -> Iterator[Chart]:
             "occurrence",
             "Where the best candidates have their time steps",
             f"Occurrences of time steps among the best {count} candidates of the search",
-            f"The best {count} of {run.plans:,} by their scores in the search; triangles: the first of them.",
+            f"The best {count} of {run.plans:,} by their scores in the search; triangles: the first of them."
+            if count > 1
+            else "There is one candidate; triangles: its time steps.",
             table,
             partial(drawing.occurrence, last=run.start["times"][-1]),
         )

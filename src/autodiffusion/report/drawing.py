@@ -20,6 +20,8 @@ MANY = 2000
 """Points above which they are drawn as one image, so that a report of a long search stays small."""
 MARKERS = "sD^vPX"
 """Of the final table's rows other than the one found, in their order."""
+FEW = 7
+"""The last round, counted from 0, up to which the axis of rounds is equally long."""
 UNITS = {
     "evaluations": "network evaluations of a sample",
     "macs": "multiply-accumulates of a sample",
@@ -190,10 +192,11 @@ def spending(table: Table) -> Figure:
     axes.bar(rounds, saved, bottom=spent, color=LIGHT["orange"], alpha=0.55, width=0.8, label="saved by sharing")
     axes.set_xlabel("round of the search")
     axes.set_ylabel("network evaluations times samples")
+    axes.set_xlim(-0.8, max(rounds[-1], FEW) + 0.8)  # one round is no wall
     whole(axes.xaxis)
     short(axes, "y")
     axes.grid(axis="y")
-    axes.legend()
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
     return drawing
 
 
