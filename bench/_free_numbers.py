@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autodiffusion.evaluate import derive_seed
-from autodiffusion.grids import GRIDS, grid
+from autodiffusion.grids import NAMED, grid
 from autodiffusion.models import Model
 from autodiffusion.plan import Plan
 from autodiffusion.solvers import build, solve
@@ -83,8 +83,8 @@ def gradient(model: Model, space: SearchSpace, start: Plan | None, budget: int, 
     with torch.no_grad():
         target = _draw(model, Plan.of("ddim", grid("uniform", TEACHER, model.schedule)), noise)
         if start is None:
-            left -= POOL * space.steps * len(GRIDS)
-            grids = [space.named(name, model.schedule) for name in GRIDS]
+            left -= POOL * space.steps * len(NAMED)
+            grids = [space.named(name, model.schedule) for name in NAMED]
             start = min(grids, key=lambda plan: float((_draw(model, plan, noise) - target).square().mean()))
     logits = torch.tensor(np.log(np.maximum(-np.diff([last, *start.times, 0]), 1)), requires_grad=True)
     numbers = torch.tensor(space.values(start), requires_grad=True)

@@ -30,7 +30,7 @@ from filelock import FileLock, Timeout
 
 from autodiffusion.candidates import standings
 from autodiffusion.evaluate import Evaluator, derive_seed
-from autodiffusion.grids import GRIDS
+from autodiffusion.grids import NAMED
 from autodiffusion.inputs import check_source, plan_of, prepare
 from autodiffusion.loop import choice, choose, search
 from autodiffusion.metrics import KL, Metric, build
@@ -160,8 +160,8 @@ def fresh_fids(job: Job, plans: Sequence[Plan]) -> list[float | None]:
 def grids(job: Job) -> dict[str, Any]:
     """The result of the named grids."""
     model = judge(job.model)[0].model
-    plans = [plan_of(f"{name}:{job.steps}", model, job.solver) for name in GRIDS]
-    return {"fresh_samples": job.fresh, "fid": dict(zip(GRIDS, fresh_fids(job, plans), strict=True))}
+    plans = [plan_of(f"{name}:{job.steps}", model, job.solver) for name in NAMED]
+    return {"fresh_samples": job.fresh, "fid": dict(zip(NAMED, fresh_fids(job, plans), strict=True))}
 
 
 def result(job: Job, study: Path) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from torch import Tensor
 
 from autodiffusion.evaluate import Evaluator, derive_seed
 from autodiffusion.features import load as load_features
-from autodiffusion.grids import GRIDS, grid, spread
+from autodiffusion.grids import NAMED, grid, spread
 from autodiffusion.metrics import build
 from autodiffusion.models import Model
 from autodiffusion.plan import Plan
@@ -103,7 +103,7 @@ def uniform(task: Task, seed: int) -> Found:
 
 def best_grid(task: Task, seed: int) -> Found:
     """The named grid with the lowest FID on 1,000 samples."""
-    grids, samples = [task.grid(name) for name in GRIDS], 1000
+    grids, samples = [task.grid(name) for name in NAMED], 1000
     plans = [task.plan(times) for times in grids]
     scores = task.evaluator.scores(plans, task.fid, samples, derive_seed(seed, "finalists"))
     return grids[int(np.argmin([score.value for score in scores]))], len(grids) * samples * task.steps
@@ -154,7 +154,7 @@ def gradient(task: Task, seed: int, features: bool) -> Found:
     noise = task.model.noise(range(POOL), derive_seed(seed, "gradient"))
     with torch.no_grad():
         target = look(task.draw(noise, grid("uniform", TEACHER, task.model.schedule)))
-        grids = [task.grid(name) for name in GRIDS]
+        grids = [task.grid(name) for name in NAMED]
         start = min(grids, key=lambda times: float((look(task.draw(noise, times)) - target).square().mean()))
     gaps = -np.diff([last, *start, 0])
     logits = torch.tensor(np.log(np.maximum(gaps, 1)), dtype=torch.float64, requires_grad=True)
@@ -168,7 +168,7 @@ def gradient(task: Task, seed: int, features: bool) -> Found:
         adam.step()
         if iteration >= ITERATIONS // 2:
             mean += falling(logits.detach(), last) / (ITERATIONS - ITERATIONS // 2)
-    spent = POOL * (TEACHER + len(GRIDS) * task.steps) + 3 * ITERATIONS * BATCH * task.steps
+    spent = POOL * (TEACHER + len(NAMED) * task.steps) + 3 * ITERATIONS * BATCH * task.steps
     return task.ordered(mean.tolist()), spent
 
 
@@ -199,7 +199,7 @@ IDEAS: dict[str, Callable[[Task, int], Found]] = {
     "gradient, pixels": partial(gradient, features=False),
     "gradient, features": partial(gradient, features=True),
     "COBYQA from trailing": partial(cobyqa, starts=("trailing",)),
-    "COBYQA from the best grid": partial(cobyqa, starts=tuple(GRIDS)),
+    "COBYQA from the best grid": partial(cobyqa, starts=tuple(NAMED)),
 }
 ONCE = ("uniform", "best named grid")
 """What the ideas are compared with, made with seed 0 only."""

@@ -21,7 +21,7 @@ import torch
 
 from autodiffusion.confirm import confirm, figure
 from autodiffusion.contest import search_solvers
-from autodiffusion.grids import GRIDS
+from autodiffusion.grids import NAMED
 from autodiffusion.inputs import plan_of
 from autodiffusion.loop import search
 from autodiffusion.plan import Plan
@@ -88,7 +88,7 @@ def searched(args: argparse.Namespace, model: str, steps: int, entry: str) -> di
 def baselines(args: argparse.Namespace, model: str, steps: int, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows of the best named grid and of many uniform steps, with DDIM; the latter from ``rows`` if it has them."""
     made, samples = judge(model)[0].model, args.final or FRESH[model]
-    grids = judged(model, {name: plan_of(f"{name}:{steps}", made, "ddim") for name in GRIDS}, samples)
+    grids = judged(model, {name: plan_of(f"{name}:{steps}", made, "ddim") for name in NAMED}, samples)
     best = min((row for row in grids if row["problem"] is None), key=lambda row: row["scores"]["fid"]["value"])
     names = {f"uniform {count}": count for count in UNIFORM}
     many = [row for row in rows if row["model"] == model and row["name"] in names][: len(names)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from diffusers.schedulers import AysSchedules
 
 from autodiffusion.errors import InputError
-from autodiffusion.grids import ALIGNED, GRIDS, NAMED, grid, parse
+from autodiffusion.grids import ALIGNED, NAMED, grid, parse
 from autodiffusion.inputs import plan_of
+from autodiffusion.job import Job
 from autodiffusion.models import load
 from autodiffusion.schedule import NoiseSchedule
 from autodiffusion.settings import Settings
@@ -153,11 +155,15 @@ def test_evaluate_and_sample_take_them(name: str) -> None:
     assert (whole.solver, whole.end, real.end) == ("ddim", None, None)
 
 
-def test_default_searches_begin_as_they_did() -> None:
-    # each start costs a search something and every other one's noise stays the same: recorded results depend on these
-    starts = ["uniform", "linspace", "trailing", "quadratic", "log_snr", "karras", "beta"]
-    assert list(GRIDS) == Settings.of(model="mnist", steps=4).starts == starts
-    assert set(GRIDS) < set(NAMED)
+def test_default_searches_begin_with_every_grid_that_fits() -> None:
+    settings = Settings.of(model="small:model", steps=3, samples=24, confirm_samples=24, reference="teacher:9", features="small:features")
+    narrow = replace(load("small:model"), schedule=NoiseSchedule.linear(100))
+    begun = {name: set(Job.of(settings, model).starts) for name, model in (("cosine", None), ("linear", narrow))}
+    assert begun["cosine"] == set(NAMED)
+    assert begun["linear"] == set(NAMED) - {"ays_sd", "ays_sdxl", "ays_svd"}  # too little noise in 100 linear steps
+    asked = settings.model_copy(update={"starts": ["uniform", "ays_sd"]})
+    with pytest.raises(InputError, match="does not fit"):
+        Job.of(asked, narrow)
 
 
 def test_an_unknown_name_hears_of_all() -> None:

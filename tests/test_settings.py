@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from autodiffusion.errors import InputError
-from autodiffusion.grids import GRIDS
+from autodiffusion.grids import NAMED
 from autodiffusion.settings import PRESETS, RUNNING, Settings, read_yaml
 
 NEEDED: dict[str, Any] = {"model": "mnist", "steps": 4}
@@ -37,7 +37,7 @@ def test_default_preset() -> None:
     assert (settings.preset, settings.solver, settings.metric) == ("default", "ddim", "fid")
     assert (settings.noise, settings.strategy, settings.samples) == ("common", "ladder", 500)
     assert (settings.seed, settings.budget, settings.teacher, settings.gap) == (0, None, 0, 1)
-    assert set(settings.starts) <= set(GRIDS)
+    assert set(settings.starts) <= set(NAMED)
     assert settings.strategy_options == {}
     filled = {key: value for key, value in preset.items() if key != "evolution"}
     assert {key: getattr(settings, key) for key in filled} == filled
@@ -102,7 +102,7 @@ counts = st.integers(1, 10**6)
             "seed": st.integers(0, 2**63 - 1),
             "strategy": st.sampled_from(["evolution", "ladder", "random"]),
             "strategy_options": st.dictionaries(names, plain, max_size=3),
-            "starts": st.lists(st.sampled_from(list(GRIDS)), max_size=3),
+            "starts": st.lists(st.sampled_from(list(NAMED)), max_size=3),
             "budget": counts,
             "guidance_scale": st.floats(allow_nan=False, allow_infinity=False),
             "threads": st.integers(0, 64),

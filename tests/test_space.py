@@ -15,7 +15,7 @@ from scipy.stats import binom, chisquare
 
 from autodiffusion.errors import InputError
 from autodiffusion.free import FreeNumber
-from autodiffusion.grids import GRIDS
+from autodiffusion.grids import fitting, grid
 from autodiffusion.plan import Plan, Step
 from autodiffusion.schedule import NoiseSchedule
 from autodiffusion.space import SearchSpace
@@ -85,6 +85,7 @@ def test_operators_stay_in_the_space(
 ) -> None:
     rng = np.random.default_rng(seed)
     schedule = NoiseSchedule.linear(round(space.times[-1]) + 1)
+    named = list(fitting(lambda name: grid(name, space.nodes, schedule)))
     positions = st.lists(st.floats(allow_nan=False), min_size=space.nodes, max_size=space.nodes)
     given_positions, given_times = data.draw(positions), data.draw(positions)
     plan, other = space.sample(rng), space.sample(rng)
@@ -99,7 +100,7 @@ def test_operators_stay_in_the_space(
             "cross": space.cross(plan, other, rng),
             "plan": space.plan(drawn),
             "nearest": space.nearest(drawn),
-            "named": space.named(list(GRIDS)[rng.integers(len(GRIDS))], schedule),
+            "named": space.named(named[rng.integers(len(named))], schedule),
             "curve": space.curve(*rng.random(2), power=rng.uniform(0.2, 8)),
             "push": space.push(plan, rng.normal(size=space.nodes), rng.normal()),
             "push one": space.push(plan, np.eye(space.nodes)[rng.integers(space.nodes)], rng.normal()),
@@ -154,6 +155,15 @@ def test_named_grids_are_the_grids() -> None:
 
 
 # contains
+
+
+@pytest.mark.parametrize("name", ["trailing", "ays_sd", "ays_sdxl"])
+def test_a_grid_that_goes_to_clean_data_from_its_last_step_ends_there(name: str) -> None:
+    schedule = NoiseSchedule.linear(1000)
+    space = SearchSpace.of(schedule, 4, "dpm_solver++", continuous=True, free_end=True)
+    plan = space.named(name, schedule)
+    assert plan.times == pytest.approx(grid(name, 4, schedule, continuous=True), abs=1)
+    assert plan.end == 0
 
 
 @pytest.mark.parametrize("gap", [1, 2, 3])

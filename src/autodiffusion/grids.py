@@ -140,21 +140,15 @@ def aligned(levels: tuple[float, ...], steps: int, schedule: NoiseSchedule) -> F
     return schedule.time_at(-np.log(ratios))
 
 
-GRIDS: dict[str, Callable[[int, NoiseSchedule], Floats]] = {
-    f.__name__: f for f in (uniform, linspace, trailing, quadratic, log_snr, karras, beta)
-}
-"""The grids that a search begins with where nothing is said: each a function of the number of steps and the schedule
-that gives times in falling order. One more would make every default search another search."""
-
 NAMED: dict[str, Callable[[int, NoiseSchedule], Floats]] = {
-    **GRIDS,
+    **{f.__name__: f for f in (uniform, linspace, trailing, quadratic, log_snr, karras, beta)},
     "exponential": exponential,
     "lu": log_snr,
     "beta_sigmas": beta_sigmas,
     **{name: partial(aligned, levels) for name, levels in ALIGNED.items()},
 }
-"""Every named grid: those of :data:`GRIDS`, diffusers' names for other spacings, and Align Your Steps. Some do not fit
-every noise schedule."""
+"""Every named grid: a function of the number of steps and the schedule that gives times in falling order. Some do not
+fit every noise schedule. A search begins with those that do, so that one more makes it another search."""
 
 
 def grid(name: str, steps: int, schedule: NoiseSchedule, *, continuous: bool = False) -> tuple[float, ...]:

@@ -26,7 +26,7 @@ from autodiffusion.published import read
 from autodiffusion.reference import Reference
 from autodiffusion.reference import load as load_reference
 from autodiffusion.resample import resample
-from autodiffusion.settings import OF_MODEL, Settings
+from autodiffusion.settings import OF_MODEL, PRESETS, Settings
 from autodiffusion.solvers import build
 from autodiffusion.space import SearchSpace
 from autodiffusion.strategies import Strategy
@@ -118,9 +118,9 @@ class Job:
             layers, whole_steps = layered_space(settings, space, pricing)
             max_cost = settings.max_cost or whole_layers(pricing, evaluations(settings.steps))
             resolved |= {"max_cost": max_cost, "min_steps": layers.min_steps, "max_steps": layers.max_steps}
-        starts = {name: _start(name, space, model, layers, settings.seed) for name in settings.starts}
+        starts = _starts(settings, space, model, layers)
         if layers is not None and whole_steps != settings.steps and whole_steps in layers.counts:
-            grids = [name for name in settings.starts if name in NAMED]
+            grids = [name for name in starts if name in NAMED]
             starts |= {
                 f"{name}:{whole_steps}": layers.spaces[whole_steps].named(name, model.schedule) for name in grids
             }
@@ -151,6 +151,19 @@ def _pricing(settings: Settings, model: Model, times: Costs | None) -> Pricing:
         if settings.layers:
             raise
         return Pricing(model, ())
+
+
+def _starts(settings: Settings, space: SearchSpace, model: Model, layers: LayeredSpace | None) -> dict[str, Plan]:
+    """What the search begins with, by name; of the grids that nobody asked for, those that fit the noise schedule."""
+    asked_for = settings.starts != PRESETS[settings.preset]["starts"]
+    starts = {}
+    for name in settings.starts:
+        try:
+            starts[name] = _start(name, space, model, layers, settings.seed)
+        except InputError:
+            if asked_for:
+                raise
+    return starts
 
 
 def _start(name: str, space: SearchSpace, model: Model, layers: LayeredSpace | None, seed: int) -> Plan:

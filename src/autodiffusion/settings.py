@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from autodiffusion.costs import MaxCost
 from autodiffusion.errors import InputError, nearest, one_line
-from autodiffusion.grids import GRIDS, NAMED
+from autodiffusion.grids import NAMED
 from autodiffusion.plan import Option
 from autodiffusion.published import published
 
@@ -21,7 +21,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "strategy": "ladder",
         "samples": 500,
         "noise": "common",
-        "starts": list(GRIDS),
+        "starts": list(NAMED),
         "finalists": 4,
         "confirm_samples": 2000,
         "evolution": {"population": 18, "generations": 9, "parents": 6, "mutations": 13, "crossovers": 5}
@@ -86,7 +86,7 @@ class Settings(BaseModel):
         seed: of everything random.
         strategy: its name; ``strategy_options`` its options.
         starts: what the search begins with: named grids, and plans (published, or ``.json`` files), resampled to
-            ``steps``.
+            ``steps``. Where nothing is said, all named grids that fit the model's noise schedule.
         budget: network evaluations times samples after which no further candidate is begun, confirmation excluded. An
             evaluation counts as one whatever layers are left out of it.
         finalists: how many of the best are scored again on fresh noise to choose the plan.

@@ -167,8 +167,17 @@ class SearchSpace:
         return self.plan([self._nearest_position(t) for t in times])
 
     def named(self, name: str, schedule: NoiseSchedule) -> Plan:
-        """The member nearest to a named grid; with a free end the grid's last node is the end."""
-        return self.nearest(grid(name, self.nodes, schedule, continuous=True))
+        """The member nearest to a named grid.
+
+        With a free end the grid has one node more, which is the end; one that leaves its last step to go to clean data,
+        such as ``trailing``, ends at the least noise instead.
+        """
+        times = grid(name, self.nodes, schedule, continuous=True)
+        if self.free_end:
+            whole = grid(name, self.steps, schedule, continuous=True)
+            if whole[-1] > schedule.first + 1:
+                times = (*whole, schedule.first)
+        return self.nearest(times)
 
     def sample(self, rng: np.random.Generator) -> Plan:
         """A member drawn evenly."""
