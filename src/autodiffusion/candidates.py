@@ -97,9 +97,11 @@ def _lap(
         race.skip(plans, samples, anchor)
     else:
         before = replace(job.evaluator.cost)
-        lap = race.lap(plans, samples, anchor, progress.tick)
+        first_look = anchor is None and samples < job.settings.samples
+        lap = race.lap(plans, samples, anchor, progress.tick, first_look)
         event = _event(generation, plans, lap.scores, samples, job, job.evaluator.cost - before)
         event["anchor"] = anchor[0].digest if anchor and samples < anchor[1] else None
+        event["extrapolated"] = first_look
         for entry, error in zip(event["scores"], lap.errors, strict=True):
             entry["error"] = error if math.isfinite(error) else None
         study.record(event)

@@ -14,6 +14,7 @@ from autodiffusion.features import Features
 from autodiffusion.metrics import Metric
 from autodiffusion.plan import Plan
 from autodiffusion.sampling import Cost, Tick
+from autodiffusion.schedule import Floats
 from autodiffusion.strategies import RUNGS
 
 LEAST = 8
@@ -29,7 +30,8 @@ class Lap:
 
     Attributes:
         scores: of the plans, in their order. Where there is an anchor, the values are estimates for its number of
-            samples: its value, and the plan's difference from it on the samples that the plan has.
+            samples: its value, and the plan's difference from it on the samples that the plan has. Of a first look
+            they are estimates for ever more samples.
         errors: for each plan the standard error of the difference from the best, measured over the samples of the two
             on the same noise; 0 for the best, not a number where there is none.
     """
@@ -80,16 +82,33 @@ class Race:
         self._hold(self._needs(plans, samples, anchor))
         self._restored = False
 
-    def lap(self, plans: Sequence[Plan], samples: int, anchor: Anchor | None = None, tick: Tick | None = None) -> Lap:
-        """Scores ``plans`` with ``samples`` samples each; as differences from ``anchor`` where that is given."""
+    def lap(
+        self,
+        plans: Sequence[Plan],
+        samples: int,
+        anchor: Anchor | None = None,
+        tick: Tick | None = None,
+        first_look: bool = False,
+    ) -> Lap:
+        """Scores ``plans`` with ``samples`` samples each; as differences from ``anchor`` where that is given.
+
+        Args:
+            first_look: the plans lie far apart, so that a bias which differs from one to the next outweighs noise:
+                values are extrapolated (:meth:`autodiffusion.metrics.Metric.extrapolated`).
+        """
         self._restore(tick)
         self._hold(self._needs(plans, samples, anchor))
         self._pool.keep(self.held)
         shift = self._shift(anchor, samples, tick) if anchor is not None else 0.0
         found = self._pool.grow(plans, samples, tick)
-        values = [part if isinstance(part, str) else self.metric.value(part) + shift for part in found]
+        first_look = first_look and samples > self.metric.minimum
+        moves = [self._moves(part, first_look) for part in found]
+        values = [
+            part if isinstance(part, str) else float(np.mean(move)) if first_look else self.metric.value(part) + shift
+            for part, move in zip(found, moves, strict=True)
+        ]
         scores = [score_of(self.metric, value, samples) for value in values]
-        return Lap(scores, self._errors(found, scores))
+        return Lap(scores, self._errors(moves, scores))
 
     def _shift(self, anchor: Anchor, samples: int, tick: Tick | None) -> float:
         """What the anchor's value gains from its first ``samples`` samples to all that it has."""
@@ -99,16 +118,19 @@ class Race:
             return 0.0
         return self.metric.value(features) - self.metric.value(features.take(range(samples)))
 
-    def _errors(self, found: Sequence[Features | str], scores: Sequence[Score]) -> list[float]:
+    def _moves(self, features: Features | str, first_look: bool) -> Floats:
+        """The pseudo-values of a plan's score, ``[G]``; ``[0]`` where it has none or too few samples."""
+        if isinstance(features, str) or len(features) <= self.metric.minimum:  # of so few none can be left out
+            return np.zeros(0)
+        return self.metric.extrapolated(features) if first_look else self.metric.pseudovalues(features)
+
+    def _errors(self, moves: Sequence[Floats], scores: Sequence[Score]) -> list[float]:
         sign = -1.0 if self.metric.better == "higher" else 1.0
-        good = [i for i, score in enumerate(scores) if score.problem is None]
+        good = [i for i, (score, move) in enumerate(zip(scores, moves, strict=True)) if not score.problem and len(move)]
         errors = [math.nan] * len(scores)
-        if not good or scores[0].samples <= self.metric.minimum:  # of so few none can be left out
-            return errors
-        moved = {i: self.metric.pseudovalues(part) for i in good if isinstance(part := found[i], Features)}
-        best = min(good, key=lambda i: sign * scores[i].value)
-        for i, values in moved.items():
-            errors[i] = float(np.std(values - moved[best], ddof=1) / math.sqrt(len(values)))
+        best = min(good, key=lambda i: sign * scores[i].value, default=0)
+        for i in good:
+            errors[i] = float(np.std(moves[i] - moves[best], ddof=1) / math.sqrt(len(moves[i])))
         return errors
 
     def _needs(self, plans: Sequence[Plan], samples: int, anchor: Anchor | None) -> dict[Plan, int]:

@@ -106,6 +106,17 @@ class Metric(Criterion):
         without = np.array([at(np.flatnonzero(group != g)) for g in range(groups)])
         return np.asarray(self.measure(features) + (groups - 1) * (without.mean() - without))
 
+    def extrapolated(self, features: Features) -> Floats:
+        """Pseudo-values of what the value tends to with ever more samples; their mean is its estimate.
+
+        For a first look at plans that lie far apart, where a bias that differs from plan to plan outweighs the noise
+        that an extrapolation adds. The pseudo-values of the value itself where a metric has no bias to speak of.
+
+        Raises:
+            InputError: as :meth:`pseudovalues`.
+        """
+        return self.pseudovalues(features)
+
     def interval(self, features: Features, resamples: int = 200, seed: int = 0, level: float = 0.95) -> Interval:
         """See :func:`interval`. A subclass that knows its own sampling error may do better than the bootstrap."""
         if not self.fits(features):
