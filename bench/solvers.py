@@ -81,7 +81,6 @@ def searched(args: argparse.Namespace, model: str, steps: int, entry: str) -> di
         "search": sum(event["evaluations"] for event in events),
         "seed of the search": args.seed,
         "in the search": found.get("searched"),
-        "fresh": {"samples": found["samples"], **found["scores"]["fid"]},
     }
 
 
@@ -146,14 +145,12 @@ def _cell(rows: Sequence[dict[str, Any]], steps: int) -> str:
 
 
 def _thought(row: dict[str, Any]) -> str:
-    thought, fresh = row["in the search"], row["fresh"]
-    shown = "a grid" if thought is None else f"{thought['value']:.4g} on {thought['samples']:,}"
-    same = thought is not None and thought["samples"] == fresh["samples"]
-    inside = ("yes" if fresh["low"] <= thought["value"] <= fresh["high"] else "**no**") if same else "other samples"
-    return (
-        f"| {row['name']} | {row['steps']} | {row['search'] / 1000:.0f} | {shown} | {figure(fresh)} on "
-        f"{fresh['samples']:,} | {inside} |"
-    )
+    thought, head = row["in the search"], f"| {row['name']} | {row['steps']} | {row['search'] / 1000:.0f}"
+    if thought is None:
+        return f"{head} | a start, given no more than a look | | |"
+    fresh = thought["fresh"]
+    inside = "yes" if fresh["low"] <= thought["value"] <= fresh["high"] else "**no**"
+    return f"{head} | {thought['value']:.4g} on {thought['samples']:,} | {figure(fresh)} | {inside} |"
 
 
 def main(given: Sequence[str] | None = None) -> None:

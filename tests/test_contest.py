@@ -15,10 +15,12 @@ from typer.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from autodiffusion import InputError, Model, Plan, RunError, Settings
+from autodiffusion import InputError, Model, Plan, RunError, Settings, load_model
 from autodiffusion.cli import app
+from autodiffusion.confirm import confirm
 from autodiffusion.contest import LOOKS, search_solvers
 from autodiffusion.costs import Costs
+from autodiffusion.inputs import find_reference, prepare
 from autodiffusion.loop import Result, search
 from autodiffusion.several import search_several
 from autodiffusion.study import LEDGER, read_events
@@ -68,7 +70,11 @@ def test_free_numbers_find_more_than_times_alone(tmp_path: Path) -> None:
         for entry in event["scores"]
         if Plan.model_validate(entry["plan"]) == both.plan
     ]
-    assert found["searched"] == dict(zip(("samples", "value"), scores[-1], strict=True))
+    searched = found["searched"]
+    assert (searched["samples"], searched["value"]) == scores[-1]
+    evaluator, source = prepare(load_model("bench.models:mixture"), reference=reference_of("mixture"))
+    again = confirm(evaluator, find_reference(source, evaluator), {"": both.plan}, ["fid"], searched["samples"], 0)
+    assert searched["fresh"]["value"] == pytest.approx(again[0].scores["fid"].value, rel=1e-4)
 
 
 def test_times_come_first_and_the_best_plain_plan_is_a_finalist(real_images: Path, tmp_path: Path) -> None:

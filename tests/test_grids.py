@@ -156,7 +156,9 @@ def test_evaluate_and_sample_take_them(name: str) -> None:
 
 
 def test_default_searches_begin_with_every_grid_that_fits() -> None:
-    settings = Settings.of(model="small:model", steps=3, samples=24, confirm_samples=24, reference="teacher:9", features="small:features")
+    settings = Settings.of(
+        model="small:model", steps=3, samples=24, confirm_samples=24, reference="teacher:9", features="small:features"
+    )
     narrow = replace(load("small:model"), schedule=NoiseSchedule.linear(100))
     begun = {name: set(Job.of(settings, model).starts) for name, model in (("cosine", None), ("linear", narrow))}
     assert begun["cosine"] == set(NAMED)

@@ -15,6 +15,7 @@ import torch
 from autodiffusion.errors import InputError
 from autodiffusion.features import Features
 from autodiffusion.metrics import KL, Interval, Metric, build, frechet_distance, interval
+from autodiffusion.metrics.fid import FID
 from autodiffusion.metrics.inception_score import InceptionScore
 from autodiffusion.names import known
 from autodiffusion.reference import Reference
@@ -587,3 +588,27 @@ def test_unusable_samples_and_names_are_refused() -> None:
     with pytest.raises(InputError, match="published: the kl metric needs real images"):
         build("kl", statistics)
     assert metric("fid", statistics).value(of(np.ones((5, 3)))) > 0
+
+
+# First looks
+
+
+def test_extrapolated_frechet_distances_have_less_bias() -> None:
+    # a wide and a narrow Gaussian whose order is another at 40 samples than at infinitely many
+    fid, random = FID(Reference(np.zeros(32), np.eye(32))), np.random.default_rng(0)
+    for scale, true in ((1.2, 32 * 0.2**2), (0.8, 32 * 0.2**2)):
+        draws = [Features(torch.from_numpy(scale * random.standard_normal((80, 32)))) for _ in range(40)]
+        plain = np.mean([fid.value(features) for features in draws]) - true
+        extrapolated = np.mean([fid.extrapolated(features).mean() for features in draws]) - true
+        assert plain > 1
+        assert abs(extrapolated) < plain / 2
+
+
+def test_extrapolated_values_are_of_both_counts() -> None:
+    fid = FID(Reference(np.zeros(8), np.eye(8)))
+    features = Features(torch.from_numpy(np.random.default_rng(0).standard_normal((60, 8))))
+    halves = (fid.value(features.take(range(30))) + fid.value(features.take(range(30, 60)))) / 2
+    assert fid.extrapolated(features).mean() == pytest.approx(2 * fid.value(features) - halves)
+    assert len(fid.extrapolated(features)) == 60
+    broken = Features(torch.full((60, 8), torch.nan))
+    assert (fid.extrapolated(broken) == math.inf).all()

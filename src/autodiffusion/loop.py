@@ -196,25 +196,30 @@ def _confirm(job: Job, metric: Metric | KL, reference: Reference, study: Study, 
         named[f"teacher ({settings.teacher} steps)"] = teacher_plan(evaluator.model, settings.teacher)
     metrics = list(dict.fromkeys([settings.metric, REPORTED]))
     rows = confirm(evaluator, reference, named, metrics, settings.confirm_samples, settings.seed, progress.tick)
+    searched = _searched(scored.get(named["found"]), metric, settings)
+    if searched:  # only scores of equally many samples can be held against each other
+        found, count = {"found": named["found"]}, searched["samples"]
+        [again] = confirm(evaluator, reference, found, [settings.metric], count, settings.seed, progress.tick)
+        searched["fresh"] = again.to_json()["scores"].get(settings.metric)
+    extra = {"searched": searched} if searched.get("fresh") else {}
     spent = evaluator.cost - before
-    searched = {"found": _searched(scored.get(named["found"]), metric)}
     study.record(
         {
             "event": "confirm",
             "finalists": [finalist.digest for finalist in finalists],
-            "rows": [row.to_json() | _cost(job, row.plan) | searched.get(row.name, {}) for row in rows],
+            "rows": [row.to_json() | _cost(job, row.plan) | (extra if row.name == "found" else {}) for row in rows],
             "evaluations": spent.evaluations,
             "saved": spent.saved,
         }
     )
 
 
-def _searched(standing: tuple[int, float] | None, metric: Metric | KL) -> dict[str, Any]:
-    """What a row says of its plan's score in the search, to be held against the one on fresh noise."""
-    if standing is None:
+def _searched(standing: tuple[int, float] | None, metric: Metric | KL, settings: Settings) -> dict[str, Any]:
+    """What a row says of its plan's score in the search; nothing where that was no more than a first look."""
+    if standing is None or standing[0] < settings.samples:
         return {}
     samples, loss = standing
-    return {"searched": {"samples": samples, "value": -loss if metric.better == "higher" else loss}}
+    return {"samples": samples, "value": -loss if metric.better == "higher" else loss}
 
 
 def _cost(job: Job, plan: Plan) -> dict[str, Any]:

@@ -193,6 +193,7 @@ def search_command(
             options[key] = {**before, **added} if isinstance(before, dict) else before
     counts = _counts(options.pop("steps", None))
     where = str(config) if config else "search"
+    from autodiffusion.confirm import figure
     from autodiffusion.contest import search_solvers
     from autodiffusion.loop import search
     from autodiffusion.progress import Shown
@@ -220,8 +221,13 @@ def search_command(
     for folder, result in found.items():
         print_rows(result.rows, costs=bool(options.get("layers")))
         cost, metric = result.search_cost, result.plan.origin["metric"]
-        if searched := next((row["searched"] for row in result.rows if "searched" in row), None):
-            print(f"found: its {metric} in the search was {searched['value']:.4g}, on {searched['samples']:,} samples")
+        if (searched := next((row["searched"] for row in result.rows if "searched" in row), None)) and searched[
+            "fresh"
+        ]:
+            print(
+                f"found: its {metric} in the search was {searched['value']:.4g}, on {searched['samples']:,} samples; "
+                f"on as many of fresh noise {figure(searched['fresh'])}"
+            )
         print(
             f"search: {cost.evaluations:,} network evaluations times samples, {cost.saved:,} more saved by sharing; "
             f"confirmation: {result.confirm_cost.evaluations:,}"

@@ -59,7 +59,7 @@ class FID(Metric):
         if half < self.minimum or not self.fits(features):
             return self.pseudovalues(features)
         halves = [features.take(range(half)), features.take(range(half, len(features)))]
-        return 2 * self.pseudovalues(features) - np.concatenate([self.pseudovalues(part) for part in halves])
+        return np.asarray(2 * self.pseudovalues(features) - np.concatenate([*map(self.pseudovalues, halves)]))
 
     def resampled(self, features: Features) -> Callable[[Indices], float]:
         """The distance of the samples of any list of numbers, from weights of the samples where these are many."""
