@@ -75,13 +75,18 @@ def searched(args: argparse.Namespace, model: str, steps: int, entry: str) -> di
     events = [event for ledger in folder.rglob(LEDGER) for event in read_events(ledger) if event["event"] == "scores"]
     [row] = judged(model, {entry: result.plan}, args.final or FRESH[model])
     found = next(row for row in result.rows if row["name"] == "found")
-    return row | {
-        "model": model,
-        "steps": steps,
-        "search": sum(event["evaluations"] for event in events),
-        "seed of the search": args.seed,
-        "in the search": found.get("searched"),
-    }
+    row |= {"model": model, "steps": steps, "search": sum(event["evaluations"] for event in events)}
+    return alike(row | {"seed of the search": args.seed, "in the search": found.get("searched")})
+
+
+def alike(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with a figure on fresh noise that has as many samples as the score in the search."""
+    thought = row.get("in the search")
+    if thought is None or row.get("fresh", {}).get("samples") == thought["samples"]:
+        return row
+    plan = {row["name"]: Plan.model_validate(row["plan"])}
+    [again] = judged(row["model"], plan, thought["samples"])
+    return row | {"fresh": {"samples": thought["samples"], **again["scores"]["fid"]}}
 
 
 def baselines(args: argparse.Namespace, model: str, steps: int, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -148,7 +153,7 @@ def _thought(row: dict[str, Any]) -> str:
     thought, head = row["in the search"], f"| {row['name']} | {row['steps']} | {row['search'] / 1000:.0f}"
     if thought is None:
         return f"{head} | a start, given no more than a look | | |"
-    fresh = thought["fresh"]
+    fresh = row["fresh"]
     inside = "yes" if fresh["low"] <= thought["value"] <= fresh["high"] else "**no**"
     return f"{head} | {thought['value']:.4g} on {thought['samples']:,} | {figure(fresh)} | {inside} |"
 
@@ -183,6 +188,8 @@ def main(given: Sequence[str] | None = None) -> None:
         if entry not in names:
             rows = _joined(rows, [searched(args, model, steps, entry)])
             _rows.save(args.out, rows)
+    if not args.table_only:
+        rows = [alike(row) if row["model"] in chosen else row for row in rows]
     _rows.save(args.out, rows)
     write(args.out.with_suffix(".md"), table(rows))
     print(table(rows), end="")

@@ -221,9 +221,7 @@ def search_command(
     for folder, result in found.items():
         print_rows(result.rows, costs=bool(options.get("layers")))
         cost, metric = result.search_cost, result.plan.origin["metric"]
-        if (searched := next((row["searched"] for row in result.rows if "searched" in row), None)) and searched[
-            "fresh"
-        ]:
+        if searched := next((row["searched"] for row in result.rows if "searched" in row), None):
             print(
                 f"found: its {metric} in the search was {searched['value']:.4g}, on {searched['samples']:,} samples; "
                 f"on as many of fresh noise {figure(searched['fresh'])}"
