@@ -78,19 +78,31 @@ def test_entries_are_solvers_that_there_are() -> None:
     assert named <= set(known("solvers"))
 
 
-def test_the_table_of_solvers_compares_what_can_be_compared() -> None:
+def test_the_table_of_solvers_compares_scores_of_as_many_samples() -> None:
     given: dict[str, Any] = {"model": "mixture", "steps": 4, "search": 250_000}
     fresh = {"samples": 2000, "value": 4.5, "low": 4.0, "high": 5.0}
-    thoughts = [{"samples": 2000, "value": 4.2}, {"samples": 2000, "value": 3.9}, {"samples": 500, "value": 4.2}, None]
-    names = ["ddim", "ipndm", "gls", "pfdiff"]
+    thoughts = [{"samples": 2000, "value": 4.2}, {"samples": 2000, "value": 3.9}, None]
+    names = ["ddim", "ipndm", "pfdiff"]
     rows = [row(name, 5, **given, fresh=fresh, **{"in the search": t}) for name, t in zip(names, thoughts, strict=True)]
     rows.append(row("best grid", 9, **given, grid="beta") | {"nfe": 7})
     text = solvers.table(rows)
     assert "| best grid | 9 [8, 10] (beta, 7 evaluations) |" in text
     assert "| ddim | 5 [4, 6] (3 evaluations) |" in text
-    for name, end in zip(names, ("| yes |", "| **no** |", "| other samples |", "| other samples |"), strict=True):
+    for name, end in zip(names, ("| yes |", "| **no** |", "more than a look | | |"), strict=True):
         [line] = [line for line in text.splitlines() if line.startswith(f"| {name} | 4 | 250 |")]
         assert line.endswith(end)
+
+
+@pytest.mark.usefixtures("bare", "small_references")
+def test_a_row_gets_a_fresh_figure_of_as_many_samples() -> None:
+    plan = Plan.of("ddim", [800, 400]).model_dump(mode="json")
+    thought = {"samples": 60, "value": 1.0}
+    old = {"name": "ddim", "model": "mixture", "plan": plan, "in the search": thought, "fresh": {"samples": 90}}
+    new = solvers.alike(old)
+    [judged] = solvers.judged("mixture", {"": Plan.model_validate(plan)}, 60)
+    assert new["fresh"] == {"samples": 60, **judged["scores"]["fid"]}
+    assert solvers.alike(new) is new
+    assert solvers.alike(old | {"in the search": None})["fresh"] == {"samples": 90}
 
 
 @pytest.mark.usefixtures("bare", "small_references")
