@@ -8,8 +8,10 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import Command, refused_model
@@ -323,11 +325,55 @@ class Harmful:
         return (Path.touch, (Path("harmed"),))
 
 
+class ModelCheckpoint:
+    """A callback of PyTorch Lightning, by its name."""
+
+
+class Callback:
+    """Pickled as a call of Lightning's, which would make a file."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (touched, ("harmed",), {"state": 1})
+
+
+def touched(name: str) -> None:
+    Path(name).touch()
+
+
+def test_what_lightning_leaves_in_a_file_is_not_made(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in sd-v1-4.ckpt, whose callbacks are filed under the class that they are of."""
+    monkeypatch.chdir(tmp_path)
+    place = "pytorch_lightning.callbacks.model_checkpoint"
+    module = ModuleType(place)
+    for thing in (ModelCheckpoint, touched):
+        monkeypatch.setattr(thing, "__module__", place)
+        setattr(module, thing.__name__, thing)
+    for name in ("pytorch_lightning", "pytorch_lightning.callbacks"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, place, module)
+    kept = {"monitor": "val/loss", "best_model_score": np.float64(0.5), "made": ModelCheckpoint(), "called": Callback()}
+    torch.save({"state_dict": single(files), "callbacks": {ModelCheckpoint: kept}}, "sd.ckpt")
+    assert len(torch.serialization.get_unsafe_globals_in_checkpoint("sd.ckpt")) >= 3
+    monkeypatch.setattr(module, "touched", pytest.fail)
+    captions = str(files / "captions.txt")
+    ours, plan = load_model(str(files / "pipeline"), checkpoint="sd.ckpt", captions=captions), Plan.of("ddim", [900.0])
+    assert torch.equal(sample(ours, plan, 2), sample(loaded(files), plan, 2))
+    assert not Path("harmed").exists()
+    # of ADM's files none has such things, and nothing is taken for them elsewhere
+    assert "holds other objects than tensors" in refused_model("adm", checkpoint="sd.ckpt")
+    with pytest.raises(Exception, match="Unsupported global"):
+        torch.load("sd.ckpt", weights_only=True)
+
+
 def test_single_files_that_cannot_be_used(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     state, pipeline = single(files), files / "pipeline"
     torch.save({"state_dict": state, "callbacks": Harmful()}, "harmful.ckpt")
-    assert "harmful.ckpt: holds other objects than tensors" in refused_model("harmful.ckpt")
+    said = refused_model("harmful.ckpt")
+    assert "harmful.ckpt: holds other objects than tensors" in said
+    assert said.endswith("give the .safetensors of the same model")
     assert not Path("harmed").exists()
     Path("torn.ckpt").write_bytes(write(state, Path("whole.ckpt")).read_bytes()[:-500])
     assert "torn.ckpt: is incomplete or no file of weights" in refused_model(pipeline, checkpoint="torn.ckpt")

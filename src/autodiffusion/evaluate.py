@@ -150,10 +150,8 @@ class Evaluator:
         for block in blocks(len(images), self.batch_size):
             x0 = images[block.start : block.stop].to(model.device)
             x = alpha * x0 + sigma * model.noise(block, seed)
-            # a class-conditional model does not know whose images these are: it is asked as without a class
-            label = None if model.null_class is None else torch.full((len(block),), model.null_class).to(x.device)
             with model.without(skip):
-                guess = (x - sigma * model.predict(x, t, label)) / alpha
+                guess = (x - sigma * model.predict(x, t, model.recognize(x0))) / alpha
             self.cost.evaluations += len(block)
             if tick:
                 tick(len(block))
@@ -172,10 +170,7 @@ class Evaluator:
             raise InputError(
                 f"reference {name}: images {tuple(images.shape[1:])} are not of the model's shape, {self.model.shape}"
             )
-        if self.model.classes is not None and self.model.null_class is None:
-            raise InputError(
-                f"{self.model.name}: kl needs a null class, real images come without labels; give --null-class"
-            )
+        self.model.recognize(images[:1].to(self.model.device).float())
         return images[:samples].float() / 127.5 - 1
 
 

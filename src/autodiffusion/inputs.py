@@ -127,17 +127,35 @@ def plan_of(name: str, model: Model, solver: str = "ddim", solver_options: dict[
     """
     if name in published() or Path(name).is_file() or name.endswith(".json"):
         plan = read(name)
-    elif name.partition(":")[0] in NAMED:
+        try:
+            stretches(plan, model)
+        except InputError as error:
+            found = f", found on {plan.origin['model']}," if "model" in plan.origin else ""
+            raise InputError(
+                f"plan '{name}'{found} does not fit {model.name}: {error}; give a plan of a model of its kind, or "
+                "search one for it"
+            ) from None
+        return plan
+    if name.partition(":")[0] in NAMED:
         kind, steps = parse(name)
         continuous = resolve("solvers", solver).continuous
         options = {"clip": model.clip} | (solver_options or {})
         build_solver(solver, model.schedule, options)  # says what is wrong with an option better than the plan can
         times = grid(kind, steps, model.schedule, continuous=continuous)
         plan = Plan.of(solver, times, solver_options=options)
-    else:
-        raise InputError(
-            f"plan '{name}' is no file, no published plan (see autodiffusion plans) and no grid such as uniform:4 "
-            f"{nearest(name, NAMED)}"
-        )
-    stretches(plan, model)
-    return plan
+        stretches(plan, model)
+        return plan
+    raise InputError(
+        f"plan '{name}' is no file, no published plan (see autodiffusion plans) and no grid such as uniform:4 "
+        f"{nearest(name, NAMED)}"
+    )
+
+
+def other_guidance(plan: Plan, model: Model) -> str | None:
+    """What to know of a plan that was found under another guidance than ``model`` has: where the guidance is the same,
+    plans go from one model to another (AutoDiffusion, section 5.1). ``None`` where it is, or is not known.
+    """
+    there = plan.origin.get("guidance")
+    if there is None or there == model.guidance:
+        return None
+    return f"the plan was found on {plan.origin.get('model')} with guidance {there}; {model.name} has {model.guidance}"

@@ -161,6 +161,7 @@ def _begin(job: Job, study: Study) -> None:
             "times": times,
             "log_snr": [schedule.log_snr(t) for t in times],
             "planned": job.strategy.planned,
+            "guidance": job.evaluator.model.guidance,
             **({"layers": [vars(layer) for layer in job.evaluator.model.layers]} if job.layers else {}),
         }
     )
@@ -246,9 +247,10 @@ def _result(study: Study) -> Result:
     """The result that the ledger holds."""
     confirmed = study.of_kind("confirm")[-1]
     row = next(row for row in confirmed["rows"] if row["name"] == "found")
-    settings = study.settings
+    settings, [start] = study.settings, study.of_kind("start")
     plan = Plan.model_validate(row["plan"]).with_origin(
         model=settings.model,
+        **({"guidance": start["guidance"]} if "guidance" in start else {}),
         metric=settings.metric,
         **row["scores"].get(settings.metric, {}),
         samples=row["samples"],

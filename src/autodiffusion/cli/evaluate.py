@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -69,7 +70,7 @@ def evaluate_command(
     Of a plan that leaves out layers it says what it costs as well, beside the same steps with the whole network.
     """
     from autodiffusion.confirm import confirm
-    from autodiffusion.inputs import check_source, find_reference, prepare
+    from autodiffusion.inputs import check_source, find_reference, other_guidance, prepare
     from autodiffusion.pricing import Pricing
     from autodiffusion.progress import Shown
     from autodiffusion.sampling import nfe
@@ -80,6 +81,8 @@ def evaluate_command(
     evaluator, source = prepare(loaded, features, reference, batch_size, samples)
     metrics = [name.strip() for name in metric.split(",") if name.strip()]
     reference_found = check_source(source, evaluator, metrics)
+    if difference := other_guidance(chosen, loaded):
+        print(f"autodiffusion: {difference}", file=sys.stderr)
     evaluations, time = nfe(chosen, loaded), None
     partial = chosen != chosen.leaving()
     timed = partial if timed is None else timed

@@ -146,6 +146,27 @@ class Model:
             (gradient,) = torch.autograd.grad(chosen, at)
         return -self.schedule.sigma(t) * self.guidance_scale * gradient
 
+    @torch.inference_mode()
+    def recognize(self, images: Tensor) -> Tensor | None:
+        """What to ask for where real images ``[B, *shape]`` in [-1, 1] are looked at, which come without labels.
+
+        The null class or no caption; without one, the classes that the classifier takes them for.
+
+        Raises:
+            InputError: the model has classes, and neither of the two.
+        """
+        if self.null_class is not None:
+            return torch.full((len(images),), self.null_class, device=images.device)
+        if self.classes is None:
+            return None
+        if self.classifier is None:
+            raise InputError(
+                f"{self.name}: real images come without labels, for which kl needs a null class or a classifier; give "
+                "--null-class or --classifier"
+            )
+        times = torch.full((len(images),), float(self.schedule.first), device=images.device)
+        return self.classifier(images.to(self.dtype), times).argmax(-1)
+
     def _slope(self, x: Tensor, t: float, labels: Tensor | None) -> Tensor:
         times = torch.full((len(x),), float(t), device=x.device)
         output = self.network(x.to(self.dtype), times, labels)[:, : self.shape[0]].to(x.dtype)
@@ -160,6 +181,14 @@ class Model:
         """Finished samples as images: uint8 ``[B, C, H, W]`` on the CPU."""
         images = x if self.decoder is None else self.decoder(x).float()
         return (images.clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8).cpu()
+
+    @property
+    def guidance(self) -> str:
+        """How it is guided, as the origin of a plan has it: ``none``, or such as ``classifier-free, scale 7.5``."""
+        scale = float(self.guidance_scale)
+        if self.classifier is not None:
+            return f"classifier, scale {scale}" if scale else "none"
+        return "none" if scale == 1 else f"classifier-free, scale {scale}"
 
     @cached_property
     def parts(self) -> Network:

@@ -13,6 +13,7 @@ import torch
 
 from autodiffusion.errors import InputError
 from autodiffusion.models._folder import config_of, quiet, scheduler_of, unfit, weights_of
+from autodiffusion.models._leftovers import leftovers
 
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 COMPONENTS = {
@@ -152,7 +153,7 @@ def _from_file(name: str, file: Path, index: dict[str, Any] | None) -> Parts:
     kind: Any = getattr(diffusers, PIPELINES[xl])
     unused = dict.fromkeys(UNUSED[xl:])  # an XL pipeline has no safety checker
     try:
-        with quiet(), no_bars():
+        with quiet(), no_bars(), leftovers(file):
             pipe = kind.from_single_file(str(file), config=name if index else None, torch_dtype=torch.float32, **unused)
     except Exception as error:  # of diffusers, transformers, the hub and torch, each with classes of its own
         reason = textwrap.shorten(str(error), 200)
@@ -175,10 +176,10 @@ def _from_file(name: str, file: Path, index: dict[str, Any] | None) -> Parts:
 
 
 def _keys(file: Path) -> set[str]:
-    """The names of a single file's tensors, read without unpickling anything else.
+    """The names of a single file's tensors, read without making any other object of its own.
 
     Raises:
-        InputError: it is none, or holds more than tensors.
+        InputError: it is none, or holds other objects than tensors and :func:`leftovers`.
     """
     from diffusers.loaders.single_file_utils import load_single_file_checkpoint
 
@@ -188,11 +189,11 @@ def _keys(file: Path) -> set[str]:
         what = "is a file of another kind" if file.is_file() else "is no file"
         raise InputError(f"{file}: {what}; give a {' or '.join(SUFFIXES)} of Stable Diffusion, or a pipeline's folder")
     try:
-        with quiet():
+        with quiet(), leftovers(file):
             state = load_single_file_checkpoint(str(file))
             keys = {str(key) for key in state}
     except Exception:  # which does not say whether the file is torn or holds code
-        read_state(file, "checkpoint")
+        read_state(file, "checkpoint", "give the .safetensors of the same model")
         keys = set()
     if not any(key.startswith("model.diffusion_model.") for key in keys):
         raise InputError(

@@ -161,8 +161,12 @@ def _read(file: str, kind: str, flags: Flags, classes: int) -> object:
         raise InputError(f"--{kind} {file}: {problem}; {remedy}") from None
 
 
-def read_state(path: Path, what: str) -> dict[str, Tensor]:
+def read_state(path: Path, what: str, instead: str = "save its state_dict() alone") -> dict[str, Tensor]:
     """The tensors in a file that torch saved (``weights_only``) or in ``.safetensors``, by name.
+
+    Args:
+        what: how messages call it.
+        instead: what to do where it holds other objects.
 
     Raises:
         InputError: there is no such file, it is incomplete, or it holds anything but tensors by name.
@@ -181,7 +185,7 @@ def read_state(path: Path, what: str) -> dict[str, Tensor]:
         if "Unsupported" in str(error) or (zipfile.is_zipfile(path) and type(error).__name__ == "UnpicklingError"):
             raise InputError(
                 f"{what} {path}: holds other objects than tensors, which could run code of their own and are not "
-                "loaded; save its state_dict() alone"
+                f"loaded; {instead}"
             ) from None
         raise InputError(f"{what} {path}: is incomplete or no file of weights; fetch it again") from None
     if not isinstance(state, Mapping) or not all(
