@@ -53,7 +53,7 @@ class Experiment:
         source: where the published one is.
         kind: ``figures``, ``plans``, ``samples`` or ``occurrence``.
         count: images of each panel, of ``samples``.
-        assumed: what the source leaves open.
+        note: what the source leaves open.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Experiment:
     kind: str
     rows: tuple[Row, ...]
     count: int = 0
-    assumed: str = ""
+    note: str = ""
 
     @cached_property
     def steps(self) -> list[int]:

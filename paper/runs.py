@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from autodiffusion.confirm import confirm
-from autodiffusion.errors import InputError
+from autodiffusion.errors import RunError
 from autodiffusion.evaluate import Evaluator
 from autodiffusion.inputs import check_source, find_reference, plan_of, prepare
 from autodiffusion.loop import explore
@@ -74,7 +74,8 @@ class Runs:
         The search ends with its candidates: figures on fresh noise are made of all plans alike.
 
         Raises:
-            InputError: the search cannot be made, or no candidate has a score.
+            InputError: the search cannot be made.
+            RunError: no candidate has a score.
         """
         file = self.out / "plans" / f"{search}-{steps}.json"
         if file.exists():
@@ -87,7 +88,7 @@ class Runs:
         explore(settings, folder, 1.0, self.progress, model)
         ranked = Run.of(folder).ranked
         if not ranked:
-            raise InputError(f"{folder}: no candidate has a score that may be found")
+            raise RunError(f"{folder}: no candidate has a score; its study.jsonl says why for each")
         plan = Plan.model_validate(ranked[0].plan)
         origin = {"model": settings.model, "guidance": model.guidance, "search": search, "samples": settings.samples}
         file.parent.mkdir(parents=True, exist_ok=True)

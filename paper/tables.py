@@ -10,6 +10,7 @@ from autodiffusion.errors import InputError
 from autodiffusion.evaluate import describe
 from autodiffusion.inputs import plan_of
 from autodiffusion.plan import Plan
+from autodiffusion.published import read
 from paper.experiments import Experiment, Row
 from paper.runs import Runs
 
@@ -46,28 +47,33 @@ class Cell:
 
 
 def cell(runs: Runs, row: Row, steps: int) -> Cell:
-    """The figure of what a row has for this number of steps."""
+    """The figure of what a row has for this number of steps; of a plan that does not fit its model, why."""
+    if row.found and runs.found(row.search, steps) is None:
+        return Cell()
+    runs.model(row.system)
     try:
         plan = runs.plan(row, steps)
     except InputError as error:
         return Cell(problem=f"no figure: {error}")
-    return Cell() if plan is None else Cell(plan, runs.figure(plan, row.system))
+    return Cell(plan, runs.figure(plan, row.system)) if plan else Cell()
 
 
 def published_cell(runs: Runs, row: Row) -> Cell:
     """The figure of the published plan of a row, made here."""
     if row.plan is None:
         return Cell()
+    model = runs.model(row.system)
     try:
-        plan = plan_of(row.plan, runs.model(row.system))
+        plan = plan_of(row.plan, model)
     except InputError as error:
         return Cell(problem=f"no figure: {error}")
     return Cell(plan, runs.figure(plan, row.system))
 
 
 def published(row: Row, steps: int) -> str:
-    """FID / inception score as printed."""
-    return " / ".join(f"{value:g}" for value in row.published[steps]) if steps in row.published else NONE
+    """FID / inception score as printed, of two decimals or more."""
+    values = (f"{value:.2f}" if round(value, 2) == value else f"{value:g}" for value in row.published.get(steps, ()))
+    return " / ".join(values) or NONE
 
 
 def of_figures(experiment: Experiment, cells: dict[tuple[str, int], Cell]) -> str:
@@ -88,18 +94,10 @@ def of_plans(experiment: Experiment, cells: dict[tuple[str, int], Cell], theirs:
     for row in experiment.rows:
         for steps in row.steps:
             printed, here = theirs[row.name], cells[row.name, steps]
-            lines.append([row.name, "published", steps_of(runs_plan(row)), published(row, steps), str(printed)])
+            lines.append([row.name, "published", steps_of(read(row.plan)), published(row, steps), str(printed)])
             lines.append(["", "found here", NONE if here.plan is None else steps_of(here.plan), NONE, str(here)])
     head = ["", "", "steps", "FID / inception score, published", "FID / inception score, here"]
     return markdown(head, lines)
-
-
-def runs_plan(row: Row) -> Plan:
-    """The published plan of a row."""
-    from autodiffusion.published import read
-
-    assert row.plan is not None
-    return read(row.plan)
 
 
 def steps_of(plan: Plan) -> str:
@@ -121,22 +119,19 @@ def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 def notes(experiment: Experiment, runs: Runs) -> list[str]:
     """What to know when reading it: sources, samples, what is assumed and what was replaced."""
     paper, systems = runs.paper, list(dict.fromkeys(row.system for row in experiment.rows))
-    said = [f"Published: {experiment.source}."]
-    assumed = [experiment.assumed] + [
-        f"{row.search}: {paper.searches[row.search]['assumed']}"
-        for row in experiment.rows
-        if row.found and "assumed" in paper.searches[row.search]
+    said = [f"Published: {experiment.source}.", experiment.note]
+    searches = {row.search: paper.searches[row.search].get("assumed") for row in experiment.rows if row.found}
+    said += [f"Assumed of {name}: {assumed}." for name, assumed in searches.items() if assumed]
+    measured = experiment.kind in ("figures", "plans")
+    made = [
+        f"{paper.final(name):,} samples of " * measured
+        + f"{paper.systems[name]['title']} ({paper.systems[name]['model']})"
+        for name in systems
     ]
-    if any(assumed):
-        said.append(f"Assumed: {'; '.join(dict.fromkeys(filter(None, assumed)))}.")
-    if experiment.kind in ("figures", "plans"):
-        made = [
-            f"{paper.final(name):,} samples of {paper.systems[name]['title']} ({paper.systems[name]['model']})"
-            for name in systems
-        ]
-        said.append(f"Here: {'; '.join(dict.fromkeys(made))}, seed {runs.seed}; ± is half of the 95 % interval.")
-        if paper.scale < 1:
-            said.append(f"Made at --scale {paper.scale:g}: FIDs of fewer samples are higher, also of the same plan.")
+    how = "; ± is half of the 95 % interval" * measured
+    said.append(f"Here: {'; '.join(dict.fromkeys(made))}, seed {runs.seed}{how}.")
+    if paper.scale < 1:
+        said.append(f"Made at --scale {paper.scale:g}. FIDs of fewer samples are higher, also of the same plan.")
     if paper.every:
         said.append("The searches are smaller than the paper's.")
-    return said
+    return [line for line in said if line]

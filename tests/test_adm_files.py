@@ -188,7 +188,15 @@ PRUNE = "--layers --max-cost 75% --max-steps 2 --min-steps 2 --starts uniform --
 @pytest.mark.usefixtures("plain")
 @pytest.mark.parametrize(
     ("kind", "solver", "layers"),
-    [("adm", "ddim", False), ("adm_g", "plms", False), ("adm", "plms", True), ("adm_g", "ddim", True)],
+    [
+        ("adm", "ddim", False),
+        ("adm", "ddim", True),
+        ("adm_g", "ddim", False),
+        ("adm_g", "ddim", True),
+        ("adm", "plms", True),
+        ("adm_g", "plms", False),
+        ("adm_g", "dpm_solver++", False),
+    ],
 )
 def test_a_search(command: Command, files: Path, kind: str, solver: str, layers: bool) -> None:
     options = line_of(files, kind)

@@ -12,10 +12,14 @@ from test_adm import CASES, GOLDEN, OTHERS, SMALL, PlainClassifier, Recorded, er
 from torch import Tensor
 
 from autodiffusion import InputError, Model, NoiseSchedule, Plan
+from autodiffusion.evaluate import Evaluator
+from autodiffusion.features import Extractor
+from autodiffusion.metrics.kl import KL
 from autodiffusion.models._adm import ADM, MisfitError
 from autodiffusion.models._classifier import classifier_of, empty_classifier
 from autodiffusion.models.adm import PRESETS
 from autodiffusion.names import known
+from autodiffusion.reference import Reference
 from autodiffusion.sampling import Beginnings, Cost, walk
 from autodiffusion.solvers import Guided, build, solve
 
@@ -164,6 +168,36 @@ def test_plans_that_begin_alike_share_what_the_classifier_said(recorded: Recorde
     for place, plan in enumerate(plans):
         alone = next(x for _, x in walk(model, [plan], [0, 1], 7, Cost()))
         assert torch.equal(alone, together[place])
+
+
+# Real images, which come without labels
+
+
+def test_real_images_are_of_the_class_that_the_classifier_sees(recorded: Recorded) -> None:
+    """So that the bound of Table 2 can be had of ADM-G: its network has no null class."""
+    model = guided(recorded, classifier=lambda x, t: x.flatten(1)[:, :5] - 9 * t[:, None])
+    images = torch.randint(0, 256, (6, 3, 16, 16), generator=torch.manual_seed(5), dtype=torch.uint8)
+    x0 = images.float() / 127.5 - 1
+    seen = x0.flatten(1)[:, :5].argmax(1)
+    assert len(set(seen.tolist())) > 1
+    assert torch.equal(model.recognize(x0), seen)
+    unlabelled = replace(model, classifier=None, guidance_scale=1.0)
+    with pytest.raises(InputError, match="kl needs a null class or a classifier"):
+        unlabelled.recognize(x0)
+    assert replace(unlabelled, classes=None).recognize(x0) is None
+    # the error at a time is that of the network which is told those classes
+    features = Extractor(torch.nn.Flatten())
+    kl = KL(Reference.of(features(images), "flat", images=images, name="six"))
+    [(_, errors)] = Evaluator(model, features, batch_size=4).bounds([Plan.of("ddim", [600.0])], kl, 6, seed=1)
+    alpha, sigma = model.schedule.alpha(600), model.schedule.sigma(600)
+    x = alpha * x0 + sigma * model.noise(range(6), 1)
+    with torch.inference_mode():
+        told, wrong = (model.predict(x, 600.0, labels) for labels in (seen, (seen + 1) % 5))
+    expected, other = (
+        (((x - sigma * epsilon) / alpha).clamp(-1, 1) - x0).square().mean((1, 2, 3)) for epsilon in (told, wrong)
+    )
+    torch.testing.assert_close(torch.from_numpy(errors[0]).float(), expected, rtol=1e-3, atol=1e-5)
+    assert float((expected - other).abs().max()) > 1e-3
 
 
 # What a solver does with it

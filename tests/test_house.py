@@ -18,7 +18,7 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = [ROOT / name for name in ("src", "tests", "training", "bench", "docs", ".ci")]
+FOLDERS = [ROOT / name for name in ("src", "tests", "training", "bench", "paper", "docs", ".ci")]
 MAX_LINES = 300
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -197,7 +197,7 @@ DOCUMENTED = sorted(
 
 def test_no_module_hides_one_of_the_standard_library() -> None:
     """A script's own folder comes first where Python looks for modules."""
-    names = {path.stem for path in python_files(*(ROOT / name for name in ("bench", "training", "tests")))}
+    names = {path.stem for path in python_files(*(ROOT / name for name in ("bench", "training", "tests", "paper")))}
     assert len(names) > 50
     assert not names & sys.stdlib_module_names
 
