@@ -418,7 +418,8 @@ def test_what_the_page_shows_runs(page: Path, reading: Reading) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_options_in_the_text_are_there(page: Path) -> None:
-    known = set().union(*VERBS.values(), {"--help"})
+    of_paper = re.findall(r"\"(--[a-z-]+)\"", (ROOT / "paper" / "__main__.py").read_text())
+    known = set().union(*VERBS.values(), {"--help"}, of_paper)
     prose = re.sub(r"^(    |```).*", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
     for span in re.findall(r"`([^`\n]+)`", prose):
         words = span.split()
