@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import Command, refused_model
@@ -14,10 +15,12 @@ from test_adm import NETWORKS, Plain, PlainClassifier
 from torch import Tensor, nn
 
 from autodiffusion import InputError, NoiseSchedule, Plan, load_model
+from autodiffusion.features import Extractor
 from autodiffusion.layers import find
 from autodiffusion.models._adm import empty_adm_unet
 from autodiffusion.models._flags import Flags
 from autodiffusion.models.adm import PRESETS
+from autodiffusion.reference import Reference
 
 UNCONDITIONAL: dict[str, Any] = {
     "image_size": 8,
@@ -416,13 +419,46 @@ def test_options_are_for_models_that_take_them(files: Path) -> None:
     )
 
 
-def test_the_command_says_it_in_one_line(command: Command, files: Path) -> None:
-    for line in (
-        "evaluate uniform:2 --model adm/imagenet64",
-        f"layers adm/imagenet64 --checkpoint {files / 'adm_g.pt'}",
-        f"search adm --steps 2 --out run --checkpoint {files / 'adm.pt'} --model-option nonsense=1",
-        f"search adm --steps 2 --out run --checkpoint {files / 'adm.pt'} --model-option nonsense",
-    ):
-        status, out, err = command(line)
-        assert (status, out, err.count("\n")) == (2, "", 1), line
+BAD: dict[str, tuple[str, str]] = {
+    "no checkpoint": ("evaluate uniform:2 --model adm/imagenet64", "needs its weights; give --checkpoint FILE"),
+    "another architecture": (
+        "layers adm/imagenet64 --checkpoint {files}/adm_g.pt",
+        "time_embed.0.weight is [128, 32], these flags make [768, 192]; it fits with num_channels=32",
+    ),
+    "unknown flag": ("{search} --checkpoint {files}/adm.pt --model-option nonsense=1", "option 'nonsense' is unknown"),
+    "no flag": ("{search} --checkpoint {files}/adm.pt --model-option nonsense", "is not NAME=VALUE"),
+    "truncated": ("{search} --checkpoint torn.pt", "torn.pt: is incomplete or no file of weights; fetch it again"),
+    "objects": ("{search} --checkpoint harmful.pt", "harmful.pt: holds other objects than tensors"),
+    "truncated classifier": ("{guided} --classifier torn.pt", "--classifier torn.pt: is incomplete"),
+    "classifier of objects": ("{guided} --classifier harmful.pt", "--classifier harmful.pt: holds other objects"),
+    "classifier of a network": ("{guided} --classifier {files}/adm_g.pt", "give it as --checkpoint"),
+    "other features": (
+        "{guided} --classifier {files}/classifier.pt --features test_adm_files:features --reference inception.npz",
+        "inception.npz: was made with features 'inception', not 'test_adm_files:features'",
+    ),
+    "reference batch": (
+        "{guided} --classifier {files}/classifier.pt --features test_adm_files:features --reference VIRTUAL.npz",
+        "VIRTUAL.npz: ",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_the_command_says_it_in_one_line(command: Command, files: Path, case: str) -> None:
+    line, told = BAD[case]
+    Path("torn.pt").write_bytes((files / "adm.pt").read_bytes()[:-1000])
+    torch.save({"a": Harmful()}, "harmful.pt")
+    images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+    Reference.of(Extractor(Features())(images), "inception", name="other").save(Path("inception.npz"))
+    # as guided-diffusion writes them: images, and statistics of Inception's 2,048 features
+    statistics = {"mu": np.zeros(2048), "sigma": np.eye(2048)}
+    if case == "reference batch":
+        np.savez("VIRTUAL.npz", arr_0=images.permute(0, 2, 3, 1).numpy(), **statistics)
+    flags = " ".join(f"--model-option {name}={str(value).lower()}" for name, value in CONDITIONAL.items())
+    search = "search adm --steps 2 --out run"
+    guided = f"{search} --checkpoint {files}/adm_g.pt --classes {CLASSES} {flags}"
+    status, out, err = command(line.format(files=files, search=search, guided=guided))
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert told in err
     assert not Path("run").exists()
+    assert not Path("harmed").exists()

@@ -1,4 +1,4 @@
-"""Feature networks: the bundled one, a user's own, and the adapter to torch-fidelity against a stand-in for it."""
+"""Feature networks: the bundled one, a user's own, and torch-fidelity's, with a stand-in where that is missing."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from autodiffusion import features
 from autodiffusion.errors import InputError
 from autodiffusion.features import Extractor, Features
+from autodiffusion.metrics import build
+from autodiffusion.reference import Reference
 from autodiffusion.reference import load as load_reference
 
 BUNDLED = Path(features.__file__).parent.parent / "bundled" / "mnist"
@@ -258,6 +260,41 @@ def test_a_reference_batch_becomes_a_reference_with_the_features_of_its_images(
 
 def statistics(dimension: int) -> dict[str, np.ndarray]:
     return {"mu": np.arange(float(dimension)), "sigma": np.diag(np.arange(1.0, dimension + 1))}
+
+
+def test_the_real_network_and_its_own_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch-fidelity's, where it is installed (it needs a torchvision that fits this torch); with random weights."""
+    module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    kind = module.FeatureExtractorInceptionV3
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "load_state_dict_from_url", lambda *_, **__: {})
+        patch.setattr(kind, "load_state_dict", lambda *_: None)
+        torch.manual_seed(0)
+        network = kind("inception-v3-compat", ["2048", "logits_unbiased"])
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight)
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    monkeypatch.setenv("AUTODIFFUSION_INCEPTION", str(tmp_path / "weights.pth"))
+    extractor = features.load("inception")
+    some, real = images(20, 3, 32, 32), images(20, 3, 32, 32) // 2
+    found, reference = extractor(some), extractor(real)
+    assert found.spatial.shape == (20, 2023)
+    with torch.inference_mode():
+        vectors, logits = network(some)
+    torch.testing.assert_close(found.vectors, vectors, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.logits, logits, rtol=1e-4, atol=1e-4)
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+    from torch_fidelity.metric_isc import isc_features_to_metric
+    from torch_fidelity.metric_kid import kid_features_to_metric
+
+    ours = Reference.of(reference, "inception", name="real")
+    fid = fid_statistics_to_metric(*(fid_features_to_statistics(f.vectors) for f in (found, reference)), False)
+    assert build("fid", ours).value(found) == pytest.approx(fid["frechet_inception_distance"], rel=1e-4)
+    score = isc_features_to_metric(found.logits, splits=1, shuffle=False)
+    assert build("inception_score", ours).value(found) == pytest.approx(score["inception_score_mean"], rel=1e-6)
+    kid = kid_features_to_metric(found.vectors, reference.vectors, kid_subsets=1, kid_subset_size=20, verbose=False)
+    assert build("kid", ours).value(found) == pytest.approx(kid["kernel_inception_distance_mean"], rel=1e-2)
 
 
 @pytest.mark.usefixtures("fidelity")

@@ -663,6 +663,8 @@ def test_layers_of_a_pipeline(command: Command, files: Path) -> None:
 def test_captions_that_are_missing_or_too_few(command: Command, files: Path) -> None:
     pipeline, captions = files / "pipeline", files / "captions.txt"
     few, with_few = f"{captions}: 7 are too few for 12 samples", f"--model {pipeline} --captions {captions}"
+    Path("empty.txt").write_text("\n \n")
+    torch.save({"state_dict": {}, "callbacks": Harmful()}, "harmful.ckpt")
     for line, told in (
         (f"search {pipeline} --steps 2 {FEW} --out run", "needs captions; give --captions FILE"),
         (f"evaluate uniform:2 --model {pipeline} {FEW.partition('--samples')[0]}", "needs captions"),
@@ -676,6 +678,8 @@ def test_captions_that_are_missing_or_too_few(command: Command, files: Path) -> 
         (f"reference teacher:2:12 {with_few} {PICKED} --out r.npz", few),
         (f"evaluate uniform:2 {with_few} {PICKED} --reference teacher:2:5 --samples 12", few),
         (f"layers {pipeline} --captions nowhere.txt", "nowhere.txt: cannot be read"),
+        (f"search {pipeline} --captions empty.txt --steps 2 {FEW} --out run", "empty.txt: "),
+        (f"search harmful.ckpt --captions {captions} --steps 2 {FEW} --out run", "holds other objects than tensors"),
         (f"layers mnist --captions {captions}", "takes no --captions; leave it out"),
     ):
         status, out, err = command(line)
