@@ -127,7 +127,7 @@ def overview(chosen: Sequence[Experiment], paper: Paper) -> str:
             figures = sum(steps * paper.final(row.system) for row in experiment.rows for steps in row.steps)
         new = f"{len(searches)} of {len(experiment.searches)}"
         lines.append([experiment.name, experiment.title, new, f"{searched / 1e6:,.1f}", f"{figures / 1e6:,.1f}"])
-    head = ["experiment", "what", "searches not above", "million evaluations to search", "and for the figures"]
+    head = ["experiment", "what", "searches, less those above", "million evaluations to search", "and for the figures"]
     return tables.markdown(head, lines)
 
 

@@ -94,7 +94,7 @@ def of_plans(experiment: Experiment, cells: dict[tuple[str, int], Cell], theirs:
     for row in experiment.rows:
         for steps in row.steps:
             printed, here = theirs[row.name], cells[row.name, steps]
-            lines.append([row.name, "published", steps_of(read(row.plan)), published(row, steps), str(printed)])
+            lines.append([row.name, "published", steps_of(read(str(row.plan))), published(row, steps), str(printed)])
             lines.append(["", "found here", NONE if here.plan is None else steps_of(here.plan), NONE, str(here)])
     head = ["", "", "steps", "FID / inception score, published", "FID / inception score, here"]
     return markdown(head, lines)

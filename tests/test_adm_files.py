@@ -438,7 +438,7 @@ BAD: dict[str, tuple[str, str]] = {
     ),
     "reference batch": (
         "{guided} --classifier {files}/classifier.pt --features test_adm_files:features --reference VIRTUAL.npz",
-        "VIRTUAL.npz: ",
+        "VIRTUAL.npz: has 2048 features an image and features 'test_adm_files:features' 6",
     ),
 }
 
