@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from autodiffusion.confirm import confirm
-from autodiffusion.errors import RunError
+from autodiffusion.errors import InputError, RunError
 from autodiffusion.evaluate import Evaluator
 from autodiffusion.inputs import check_source, find_reference, plan_of, prepare
 from autodiffusion.loop import explore
@@ -20,7 +20,7 @@ from autodiffusion.reference import Reference
 from autodiffusion.report.run import Run
 from autodiffusion.sampling import sample
 from autodiffusion.settings import OF_MODEL, Settings
-from autodiffusion.study import write
+from autodiffusion.study import stored_settings, write
 from paper.experiments import Paper, Row
 
 METRICS = ("fid", "inception_score")
@@ -45,8 +45,7 @@ class Runs:
         self.progress = progress or Quiet()
         self._loaded: tuple[str, Model] | None = None
         self._evaluator: tuple[str, Evaluator, Reference] | None = None
-        file = out / FIGURES
-        self._figures: list[dict[str, Any]] = json.loads(file.read_text()) if file.exists() else []
+        self._figures = _kept(out / FIGURES)
 
     def model(self, system: str) -> Model:
         """The model of a system. The last one is kept: they are large."""
@@ -74,14 +73,15 @@ class Runs:
         The search ends with its candidates: figures on fresh noise are made of all plans alike.
 
         Raises:
-            InputError: the search cannot be made.
+            InputError: the search cannot be made, or has been made with other settings.
             RunError: no candidate has a score.
         """
         file = self.out / "plans" / f"{search}-{steps}.json"
-        if file.exists():
-            return file
         if not self.searching:
-            return None
+            return file if file.exists() else None
+        if file.exists():
+            self._check(search, steps)
+            return file
         self.progress.part(f"{search}, {steps} steps")
         settings, folder = self.settings(search, steps), self.folder(search, steps)
         model = self.model(self.paper.searches[search]["system"])
@@ -94,6 +94,18 @@ class Runs:
         file.parent.mkdir(parents=True, exist_ok=True)
         plan.with_origin(**origin, value=ranked[0].value).save(file)
         return file
+
+    def _check(self, search: str, steps: int) -> None:
+        """Raises :class:`InputError` if the search that is there has other settings than the one that is wanted."""
+        folder, wanted = self.folder(search, steps), self.paper.settings(search, steps)
+        stored = stored_settings(folder)
+        # N_max is in layers of a network that need not be loaded for this; what was left open has been filled in there
+        left = {"max_cost": stored.max_cost, "seed": self.seed}
+        left |= {name: getattr(stored, name) for name, value in wanted if value in (None, {})}
+        if difference := wanted.model_copy(update=left).difference(stored):
+            raise InputError(
+                f"{folder}: holds a search with other settings ({difference}); give another folder with --out"
+            )
 
     def uniform(self, search: str, steps: int, model: Model) -> Plan:
         """What stands for the paper's "without our method" of a search's solver."""
@@ -146,3 +158,14 @@ class Runs:
             reference = check_source(source, evaluator, METRICS) or find_reference(source, evaluator, self.progress)
             self._evaluator = system, evaluator, reference
         return self._evaluator[1:]
+
+
+def _kept(file: Path) -> list[dict[str, Any]]:
+    """The figures that earlier runs made."""
+    try:
+        figures: list[dict[str, Any]] = json.loads(file.read_text()) if file.exists() else []
+    except ValueError:
+        raise InputError(
+            f"{file}: is not what an earlier run left; restore it, or remove it to measure again"
+        ) from None
+    return figures

@@ -171,9 +171,9 @@ def test_uniform_steps_are_those_of_the_published_samplers(tmp_path: Path) -> No
 
 EVERY_SMALL = {
     "samples": 8,
-    "evolution": {"population": 4, "generations": 2, "parents": 2, "mutations": 1, "crossovers": 1}
+    "evolution": {"population": 3, "generations": 2, "parents": 2, "mutations": 1, "crossovers": 1}
     | {"initial_mutations": 1},
-    "random": {"candidates": 6, "population": 3},
+    "random": {"candidates": 4, "population": 2},
 }
 
 
@@ -422,12 +422,26 @@ def test_other_settings_are_another_folder(
     monkeypatch.chdir(tmp_path)
     runs = Runs(Paper.read(bundled), Path("out"))
     runs.found("sd-plms", 4)
-    Path("out/plans/sd-plms-4.json").unlink()
+    runs.found("adm-g-layers", 4)
     content = yaml.safe_load(bundled.read_text())
     content["every"]["samples"] = 9
     Path("more.yaml").write_text(yaml.safe_dump(content))
-    assert main(["table_4", "--systems", "more.yaml", "--out", "out"]) == 2
-    assert "holds a search with other settings (samples: 8 there, 9 here)" in capsys.readouterr().err
+    for finished in (True, False):  # the second as one that was interrupted
+        for given, told in (
+            (["--systems", "more.yaml"], "samples: 8 there, 9 here"),
+            (["--systems", str(bundled), "--seed", "1"], "seed: 0 there, 1 here"),
+        ):
+            assert main(["transfer", *given, "--steps", "4", "--out", "out"]) == 2
+            err = capsys.readouterr().err
+            assert f"out/searches/sd-plms/4: holds a search with other settings ({told})" in err
+        if finished:
+            Path("out/plans/sd-plms-4.json").unlink()
+    # a found plan may be measured with other numbers of samples; a search with layers is found again
+    assert main(["table_6", "--systems", str(bundled), "--steps", "4", "--out", "out"]) == 0
+    assert main(["table_6", "--systems", "more.yaml", "--steps", "4", "--out", "out", "--no-search"]) == 0
+    Path("out/figures.json").write_text("[{")
+    assert main(["table_6", "--systems", str(bundled), "--out", "out"]) == 2
+    assert "out/figures.json: is not what an earlier run left" in capsys.readouterr().err
 
 
 def test_list_says_what_it_costs(capsys: pytest.CaptureFixture[str]) -> None:
