@@ -71,9 +71,14 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """Searches without picture and report, which take longer than all the rest."""
+    draw_nothing(monkeypatch)
+
+
+def draw_nothing(patch: pytest.MonkeyPatch) -> None:
+    """As ``plain``, for fixtures that live longer."""
     module = import_module("autodiffusion.loop")
-    monkeypatch.setattr(module, "report", lambda folder: None)
-    monkeypatch.setattr(module, "show", lambda *parts: None)
+    patch.setattr(module, "report", lambda folder: None)
+    patch.setattr(module, "show", lambda *parts: None)
 
 
 @pytest.fixture

@@ -450,7 +450,8 @@ def test_an_interrupted_search_says_how_to_go_on(command: Command, real_images: 
     assert "Traceback" not in err
     before = ledger.read_bytes()
     assert before.endswith(b"\n")
-    told = err.strip().removeprefix("interrupted; to go on: autodiffusion ")
+    *_, last = err.strip().splitlines()
+    told = last.removeprefix("interrupted; to go on: autodiffusion ")
     assert shlex.split(told) == shlex.split(line)
     done = command(told)
     assert done.status == 0

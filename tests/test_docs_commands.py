@@ -220,6 +220,11 @@ def with_option(words: list[str], name: str, value: str) -> list[str]:
     return [*words[:at], value, *words[at + 1 :]]
 
 
+def without(words: list[str], name: str) -> list[str]:
+    """Without an option and its value."""
+    return words if name not in words else [*words[: words.index(name)], *words[words.index(name) + 2 :]]
+
+
 def smaller(words: list[str]) -> list[str] | None:
     """A command with a small model and few samples; ``None`` if its model cannot be had here."""
     verb, named = words[0], option(words, "--model")
@@ -243,6 +248,8 @@ def smaller(words: list[str]) -> list[str] | None:
             most = 10_000  # each of several solvers gets a part
         if given is not None or name in UNSAID.get(verb, ()):
             words = with_option(words, name, str(min(most, int(given or most))))
+    for name in ("--workers", "--ray-address", "--timeout"):  # which start Ray: what it does then is tested elsewhere
+        words = without(words, name)
     if (option(words, "--max-cost") or "").endswith(" ms"):  # which pay for hundreds of steps of a small network
         words = with_option(words, "--max-steps", option(words, "--steps") or "")
     if option(words, "--preset") == "paper" and option(words, "--strategy") in (None, "evolution"):

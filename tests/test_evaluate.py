@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from autodiffusion import Evaluator, InputError, Model, NoiseSchedule, Plan, sample
 from autodiffusion.blocks import Sampler
 from autodiffusion.confirm import confirm, figure
+from autodiffusion.errands import Here
 from autodiffusion.evaluate import Pool, derive_seed, describe
 from autodiffusion.features import Extractor, Features
 from autodiffusion.features import load as load_features
@@ -357,11 +358,16 @@ def test_a_plan_that_breaks_is_not_tried_again() -> None:
         assert pool.evaluator.cost.evaluations - before == asked
 
 
+def sampler_of(pool: Pool) -> Sampler:
+    """Who samples for a pool, in this process."""
+    workers = pool.evaluator.workers
+    assert isinstance(workers, Here)
+    return workers.sampler
+
+
 def points(pool: Pool) -> int:
     """How many states there are, the first noise included."""
-    states = pool.evaluator.workers
-    assert isinstance(states, Sampler)
-    return sum(len(begun._points) for kept in states._kept.values() for _, begun in kept.parts)
+    return sum(len(begun._points) for kept in sampler_of(pool)._kept.values() for _, begun in kept.parts)
 
 
 @pytest.mark.parametrize("limit", [0, 2**30])
@@ -379,8 +385,7 @@ def test_a_pool_keeps_what_it_is_told_to(limit: int) -> None:
     assert gone() is None
     pool.grow([Plan.of("ddim", [90.0])], 50)  # which passes no state but the first
     assert points(pool) == (len(pool.blocks) if limit else 0)
-    states = pool.evaluator.workers
-    assert isinstance(states, Sampler)
+    states = sampler_of(pool)
     del pool
     gc.collect()
     assert not states._kept

@@ -214,7 +214,7 @@ def test_folders_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
         patch.setattr(Path, "iterdir", fail)
         assert refused(folder) == message
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_text", fail)
+        patch.setattr(os, "replace", fail)
         assert refused(folder) == message
     Study(folder, SETTINGS).__exit__(None, None, None)  # and none of that is left behind
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeAlias
 
 import torch
@@ -54,15 +55,17 @@ class Done:
             none.
         cost: what was spent.
         runs: the plans as they were sampled, one after the other: all at once, unless some failed.
+        seconds: that it took.
     """
 
     found: list[Features | str]
     cost: Cost
     runs: tuple[Plans, ...]
+    seconds: float = 0.0
 
 
 class Workers(Protocol):
-    """Who samples: a :class:`Sampler` in this process, or several elsewhere."""
+    """Who samples: this process, or several elsewhere."""
 
     def each(self, tasks: Sequence[Task], tick: Tick | None = None) -> Iterator[tuple[int, Done]]:
         """What comes of tasks, as it comes, each with its place among them."""
@@ -104,9 +107,10 @@ class Sampler:
             InputError: a plan cannot be followed.
             torch.OutOfMemoryError: memory does not suffice for a single sample.
         """
+        begun = time.monotonic()
         while True:
             try:
-                return self._run(task, tick)
+                return replace(self._run(task, tick), seconds=time.monotonic() - begun)
             except torch.OutOfMemoryError:
                 size = min(len(task.block), self.most or len(task.block))
                 if size == 1:
@@ -118,10 +122,12 @@ class Sampler:
             torch.cuda.empty_cache()
             tick = None  # what is done again has been shown
 
-    def each(self, tasks: Sequence[Task], tick: Tick | None = None) -> Iterator[tuple[int, Done]]:
-        """What comes of tasks, each with its place among them."""
-        for place, task in enumerate(tasks):
-            yield place, self.run(task, tick)
+    def sound(self) -> bool:
+        """Whether the device still computes; after some faults of a GPU nothing in this process does on it."""
+        try:
+            return bool(torch.zeros(1, device=self.model.device).cpu() == 0)
+        except RuntimeError:
+            return False
 
     def forget(self, noise: str) -> None:
         """Frees the states of a noise."""

@@ -8,80 +8,27 @@ nor costs depend on who did what, so workers may be of unequal speed, come late,
 from __future__ import annotations
 
 import math
-import os
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack, redirect_stdout
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
-import torch
-
-from autodiffusion.blocks import Done, Sampler, Task
-from autodiffusion.errands import Errand
+from autodiffusion.actor import Recipe, Worker
+from autodiffusion.blocks import Done, Task
+from autodiffusion.connection import connect, package
+from autodiffusion.errands import Errand, failure, said
 from autodiffusion.errors import InputError, RunError
-from autodiffusion.features import load as load_extractor
-from autodiffusion.models import load
+from autodiffusion.interrupts import asked, checkpoint
 from autodiffusion.sampling import Tick
 
 DEATHS = 10
 """Workers that may die one after the other with nothing done in between; then something is wrong with all."""
-ONLY_HERE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-"""Set to 0 before Ray is imported, it makes Ray bind to the loopback on any system, as Ray does by itself on those."""
-QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
 LOOK = 10.0
 """Seconds after which the cluster is asked again how many workers there is room for."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a worker makes what it samples with.
-
-    Attributes:
-        model: its name.
-        options: what else :func:`autodiffusion.load_model` is called with; a worker sees one GPU only, ``cuda``.
-        features: the name of the feature network; the model's own where none is given.
-        threads: of torch.
-        paths: where modules of the user's own are looked for, as in the driver.
-    """
-
-    model: str
-    options: dict[str, Any]
-    features: str | None = None
-    threads: int = 1
-    paths: tuple[str, ...] = field(default_factory=lambda: (os.getcwd(), *sys.path))
-
-
-class Worker:
-    """One actor: a :class:`Sampler` that is made where it runs."""
-
-    def __init__(self, recipe: Recipe) -> None:
-        self._recipe = recipe
-        self._sampler: Sampler | None = None
-
-    def prepare(self) -> str | None:
-        """Loads the model; why it cannot be loaded, if so."""
-        recipe = self._recipe
-        sys.path.extend(path for path in recipe.paths if path not in sys.path)
-        torch.set_num_threads(recipe.threads)
-        try:
-            model = load(recipe.model, **recipe.options)
-            self._sampler = Sampler(model, load_extractor(recipe.features or model.features, model.device))
-        except InputError as error:
-            return str(error)
-        return None
-
-    def run(self, task: Task) -> Done:
-        """What comes of a task."""
-        assert self._sampler is not None
-        return self._sampler.run(task)
-
-    def forget(self, noise: str) -> None:
-        """Frees the states of a noise."""
-        if self._sampler is not None:
-            self._sampler.forget(noise)
 
 
 class Cluster:
@@ -113,6 +60,7 @@ class Cluster:
         self._busy: dict[Any, tuple[int, Any, Errand, float]] = {}
         self._owners: dict[tuple[str, int], int] = {}
         self._made, self._deaths, self._looked, self._open = 0, 0, -math.inf, False
+        self._stack = ExitStack()
 
     def __enter__(self) -> Cluster:
         """Starts the workers, and waits for the first.
@@ -120,20 +68,12 @@ class Cluster:
         Raises:
             InputError: Ray is not installed, cannot be reached, or a worker cannot load the model.
         """
-        if self._address is None:
-            os.environ.setdefault(ONLY_HERE, "0")
-        ray = _ray()
+        # Ray prints there what happens to workers, where a command's one JSON object is expected
+        self._stack.enter_context(redirect_stdout(sys.stderr))
         try:
-            if self._address is None:  # "local" rather than whatever RAY_ADDRESS says
-                ray.init("local", num_cpus=self.count, include_dashboard=False, **QUIET)
-            else:
-                ray.init(self._address, **QUIET)
-        except (ConnectionError, ValueError, RuntimeError, OSError, TimeoutError) as error:
-            where = "Ray" if self._address is None else f"Ray cluster '{self._address}'"
-            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise InputError(f"{where}: cannot be reached ({said})") from None
-        self._open = True
-        try:
+            ray = connect(self._address, self.count)
+            self._stack.callback(ray.shutdown)  # ends the actors of this driver
+            self._open = True
             while not self._idle:
                 self._wait()
         except BaseException:
@@ -150,7 +90,7 @@ class Cluster:
         """Ends the workers, and Ray on this machine."""
         self._open = False
         self._idle, self._preparing, self._busy = {}, {}, {}
-        _ray().shutdown()  # ends the actors of this driver
+        self._stack.close()
 
     def each(self, tasks: Sequence[Task], tick: Tick | None = None) -> Iterator[tuple[int, Done]]:
         """What comes of tasks, as it comes, each with its place among them.
@@ -158,14 +98,19 @@ class Cluster:
         Raises:
             InputError: a plan cannot be followed.
             RunError: workers die one after the other.
+            KeyboardInterrupt: it was asked for, and the tasks that were begun are done.
         """
-        waiting = [Errand(place, task, list(range(len(task.plans)))) for place, task in enumerate(tasks)]
-        open_errands = len(waiting)
+        waiting = [Errand(place, task) for place, task in enumerate(tasks)]
+        ours, open_errands = {id(errand): errand for errand in waiting}, len(waiting)
         while open_errands:
+            if not self._busy:
+                checkpoint()
             for number in list(self._idle):
-                if waiting:
+                if waiting and not asked():
                     self._hand_out(number, self._choose(number, waiting))
             for errand, spent in self._wait():
+                if id(errand) not in ours:  # of an earlier call that was given up
+                    continue
                 if tick and spent:
                     tick(spent)
                 if errand.left:
@@ -183,7 +128,7 @@ class Cluster:
                 actor.forget.remote(noise)
 
     def _spawn(self) -> None:
-        actor = _ray().remote(Worker).options(num_cpus=1, num_gpus=int(self._on_gpu)).remote(self.recipe)
+        actor = package().remote(Worker).options(num_cpus=1, num_gpus=int(self._on_gpu)).remote(self.recipe)
         self._preparing[actor.prepare.remote()] = (self._made, actor)
         self._made += 1
 
@@ -209,13 +154,13 @@ class Cluster:
         if time.monotonic() - self._looked < LOOK:
             return
         self._looked = time.monotonic()
-        room = _ray().cluster_resources().get("GPU" if self._on_gpu else "CPU", 0) if self.count is None else 0
+        room = package().cluster_resources().get("GPU" if self._on_gpu else "CPU", 0) if self.count is None else 0
         for _ in range((self.count or max(1, int(room))) - len(self._idle) - len(self._busy) - len(self._preparing)):
             self._spawn()
 
     def _wait(self) -> list[tuple[Errand, int]]:
         """What has come meanwhile: errands that went on or failed, with what they have spent."""
-        ray = _ray()
+        ray = package()
         self._fill()
         ready, _ = ray.wait([*self._busy, *self._preparing], num_returns=1, timeout=1.0)
         came = [self._took(ref) for ref in ready if ref in self._busy]
@@ -232,12 +177,12 @@ class Cluster:
 
     def _prepared(self, ref: Any) -> None:
         """A worker is ready, or says why it will not be."""
-        ray = _ray()
+        ray = package()
         number, actor = self._preparing.pop(ref)
         try:
             problem = ray.get(ref)
         except ray.exceptions.RayError as error:
-            self._died(actor, _said(error))
+            self._died(actor, said(error))
             return
         if problem:
             raise InputError(f"worker: {problem}")
@@ -245,7 +190,7 @@ class Cluster:
 
     def _took(self, ref: Any) -> tuple[Errand, int]:
         """What a worker answers."""
-        ray = _ray()
+        ray = package()
         number, actor, errand, _ = self._busy.pop(ref)
         try:
             done: Done = ray.get(ref)
@@ -253,11 +198,11 @@ class Cluster:
             if isinstance(error.cause, InputError):
                 raise InputError(str(error.cause)) from None
             self._idle[number] = actor
-            errand.failed(f"sampling failed ({_said(error.cause or error)})")
+            errand.failed(failure(error.cause or error))
             return errand, 0
         except ray.exceptions.RayError as error:
             errand.failed("sampling ended the worker")
-            self._died(actor, _said(error))
+            self._died(actor, said(error))
             return errand, 0
         self._idle[number], self._deaths = actor, 0
         errand.done(done)
@@ -271,26 +216,5 @@ class Cluster:
         self._replace(actor)
 
     def _replace(self, actor: Any) -> None:
-        _ray().kill(actor)
+        package().kill(actor)
         self._looked = -math.inf
-
-
-def _said(error: BaseException) -> str:
-    """The kind of an error and the first line of what it says."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
-
-
-def _ray() -> Any:
-    """The package.
-
-    Raises:
-        InputError: it is not installed.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        import ray
-    except ImportError:
-        raise InputError('several workers need Ray; pip install "autodiffusion[cluster]"') from None
-    return ray

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from autodiffusion.blocks import Workers
 from autodiffusion.costs import Costs
+from autodiffusion.crew import crew_of
 from autodiffusion.errors import InputError, RunError
 from autodiffusion.job import Job
 from autodiffusion.loop import TIMES, Result, explore, search
@@ -74,11 +77,35 @@ def search_solvers(
                 _finishing(where, options | {"steps": field[name].steps}, name, None, model)
             except InputError as error:
                 raise InputError(f"{where}: {GENERAL} cannot go on from {name}: {error}") from None
+    # whose plan is there already needs nobody
+    with nullcontext() if (out / PLAN).exists() else crew_of(next(iter(field.values()))) as workers:
+        work = (progress, model, times, workers)
+        winner, start = _race(field, out, (*LOOKS, 1.0) if general else LOOKS, *work)
+        settings = field[winner]
+        if general:
+            start.save(out / f"{winner}.json")
+            settings, winner = _finishing(where, options, winner, out / f"{winner}.json", model), GENERAL
+        progress.part(f"solver {winner}")
+        result = search(settings, out / winner, *work)
+    result.plan.save(out / PLAN)
+    return {winner: result}
+
+
+def _race(
+    field: dict[str, Settings],
+    out: Path,
+    looks: Sequence[float],
+    progress: Quiet,
+    model: Model | None,
+    times: Costs | None,
+    workers: Workers | None,
+) -> tuple[str, Plan]:
+    """The solver that is left after the last of ``looks``, and the best plan that it has found."""
     found: dict[str, tuple[tuple[int, float], Plan]] = {}
-    for share in (*LOOKS, 1.0) if general else LOOKS:
+    for share in looks:
         for number, name in enumerate(field, 1):
             progress.part(f"solver {name} ({number} of {len(field)}, to {share:.0%})")
-            best = explore(field[name], out / name, share, progress, model, times)
+            best = explore(field[name], out / name, share, progress, model, times, workers)
             found |= {name: best} if best else {}
         ranked = sorted((name for name in field if name in found), key=lambda name: found[name][0])
         if not ranked:
@@ -89,16 +116,7 @@ def search_solvers(
         if share == LOOKS[-1]:
             field = {ranked[0]: field[ranked[0]]}
     [winner] = field
-    if general:
-        start = out / f"{winner}.json"
-        found[winner][1].save(start)
-        settings, winner = _finishing(where, options, winner, start, model), GENERAL
-    else:
-        settings = field[winner]
-    progress.part(f"solver {winner}")
-    result = search(settings, out / winner, progress, model, times)
-    result.plan.save(out / PLAN)
-    return {winner: result}
+    return winner, found[winner][1]
 
 
 def _each(budget: int, count: int, general: bool) -> int:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from autodiffusion.blocks import Sampler, Task, Workers
+from autodiffusion.errands import Here
 from autodiffusion.errors import InputError
 from autodiffusion.features import Extractor, Features
 from autodiffusion.metrics import KL, Interval, Metric, interval
@@ -69,7 +70,7 @@ class Evaluator:
     workers: Workers = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.workers = self.elsewhere or Sampler(self.model, self.extractor)
+        self.workers = self.elsewhere or Here(Sampler(self.model, self.extractor))
 
     def check(self, metric: Metric | KL) -> None:
         """Finds before any work is done what scoring would stumble over, whatever the number of samples.

@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 _asked = threading.Event()
@@ -26,7 +26,8 @@ def patient() -> Iterator[None]:
         if _asked.is_set():
             raise KeyboardInterrupt
         _asked.set()
-        print("\nfinishes what is being scored, and stops; Ctrl-C again stops now", file=sys.stderr)
+        with suppress(RuntimeError):  # where it comes while something else is being written
+            print("\nfinishes the block of noise in work, and stops; Ctrl-C again stops now", file=sys.stderr)
 
     before = signal.signal(signal.SIGINT, note)
     try:
@@ -36,8 +37,13 @@ def patient() -> Iterator[None]:
         _asked.clear()
 
 
+def asked() -> bool:
+    """Whether there was one since."""
+    return _asked.is_set()
+
+
 def checkpoint() -> None:
-    """To be called where all that was done is on disk.
+    """To be called where nothing that was done would be lost.
 
     Raises:
         KeyboardInterrupt: it was asked for since.

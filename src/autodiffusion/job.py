@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from autodiffusion.blocks import Workers
 from autodiffusion.costs import Costs
 from autodiffusion.errors import InputError
 from autodiffusion.evaluate import Evaluator
@@ -130,6 +131,10 @@ class Job:
         return cls(
             settings, evaluator, reference, space, starts, strategy, evaluations, pricing, times, layers, whole_steps
         )
+
+    def sampled_by(self, workers: Workers) -> Job:
+        """The same job with others to sample for it."""
+        return replace(self, evaluator=replace(self.evaluator, elsewhere=workers))
 
     def nfe(self, plan: Plan) -> int:
         """Network evaluations for one sample of a plan of the job's solver."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,13 +11,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from autodiffusion import __version__, frames, tensorboard
+from autodiffusion.blocks import Workers
 from autodiffusion.candidates import score_candidates, standings
 from autodiffusion.confirm import confirm
 from autodiffusion.costs import Costs
+from autodiffusion.crew import at_work, keeping
 from autodiffusion.errors import RunError
 from autodiffusion.finalists import choice, choose
 from autodiffusion.grids import fitting
 from autodiffusion.inputs import plan_of, teacher_plan
+from autodiffusion.interrupts import patient
 from autodiffusion.job import REPORTED, Job, teacher_reference
 from autodiffusion.metrics import KL, Metric, build
 from autodiffusion.models import Model
@@ -80,24 +84,33 @@ def search(
     progress: Quiet | None = None,
     model: Model | None = None,
     times: Costs | None = None,
+    workers: Workers | None = None,
 ) -> Result:
     """Searches a plan and leaves it, the ledger, the pictures and the report in ``out``; resumes what is there.
+
+    Within it, the first Ctrl-C waits until the blocks of noise that are being sampled are done and kept.
 
     Args:
         model: the settings' model, where it is loaded already.
         times: of its layers, where they are measured already and ``max_cost`` is counted in them.
+        workers: of the settings, where they are at work already.
 
     Raises:
         InputError: something in the settings or in ``out`` cannot be used; nothing has been written.
-        RunError: no candidate gave finite images.
+        RunError: no candidate gave finite images, or one worker after the other died.
+        KeyboardInterrupt: asked for; called again, the search goes on.
     """
     progress = progress or Quiet()
     job = _job(settings, out, model, times)
-    with Study(out, job.settings) as study:
-        with Watch(study, job.evaluator.model, progress):
+    with ExitStack() as stack:
+        workers = stack.enter_context(at_work(job, out, workers))
+        study = stack.enter_context(Study(out, job.settings))
+        with patient(), Watch(study, job.evaluator.model, progress):
             if not study.of_kind("confirm"):
+                job, kept = keeping(job, study, workers)
                 metric, reference = _score(job, study, progress)
                 _confirm(job, metric, reference, study, progress)
+                kept.clear()
         result = _result(study)
         result.plan.save(out / PLAN)
         show(job.evaluator.model, job.settings, result.rows, out, progress)
@@ -112,11 +125,12 @@ def explore(
     progress: Quiet | None = None,
     model: Model | None = None,
     times: Costs | None = None,
+    workers: Workers | None = None,
 ) -> tuple[tuple[int, float], Plan] | None:
     """A search that stops after ``share`` of what it may spend; another call, or :func:`search`, goes on with it.
 
     Args:
-        model: as of :func:`search`, and so ``times``.
+        model: as of :func:`search`, and so ``times`` and ``workers``.
 
     Returns:
         The best plan's standing, lower is better: the negative of its samples, and its loss; and the plan. With layers
@@ -124,8 +138,13 @@ def explore(
     """
     progress = progress or Quiet()
     job = _job(settings, out, model, times)
-    with Study(out, job.settings) as study, Watch(study, job.evaluator.model, progress):
-        metric, _ = _score(job, study, progress, share)
+    with ExitStack() as stack:
+        workers = stack.enter_context(at_work(job, out, workers))
+        study = stack.enter_context(Study(out, job.settings))
+        with patient(), Watch(study, job.evaluator.model, progress):
+            job, kept = keeping(job, study, workers)
+            metric, _ = _score(job, study, progress, share)
+            kept.clear()
         found = standings(study.events, metric)
     return next((((-samples, loss), plan) for plan, (samples, loss) in found.items()), None)
 

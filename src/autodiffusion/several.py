@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from autodiffusion.crew import crew_of
 from autodiffusion.errors import InputError
 from autodiffusion.job import Job
 from autodiffusion.loop import TEACHER, TIMES, Result, search
 from autodiffusion.pricing import load_times
 from autodiffusion.progress import Quiet
 from autodiffusion.settings import Settings
-from autodiffusion.study import PLAN
+from autodiffusion.study import PLAN, finished
 
 
 def search_several(
@@ -45,17 +47,19 @@ def search_several(
         model, times = job.evaluator.model, job.times
     results: dict[int, Result] = {}
     left = budget
-    for number, count in enumerate(counts):
-        given = options | {"steps": count, "budget": None if left is None else _share(left, count, counts[number:])}
-        settings = Settings.of(where, **given)
-        if number:
-            before = out / str(counts[number - 1])
-            settings = settings.model_copy(update={"starts": [*settings.starts, str(before / PLAN)]})
-            if (settings.reference or "").startswith("teacher:"):
-                settings = settings.model_copy(update={"reference": str(out / str(counts[0]) / TEACHER)})
-        progress.part(f"{count} step{'s' * (count > 1)} ({number + 1} of {len(counts)})")
-        results[count] = search(settings, out / str(count), progress, model, times)
-        left = None if left is None else left - results[count].search_cost.evaluations
+    done = all(finished(out / str(count)) for count in counts)
+    with nullcontext() if done else crew_of(job.settings) as workers:
+        for number, count in enumerate(counts):
+            given = options | {"steps": count, "budget": None if left is None else _share(left, count, counts[number:])}
+            settings = Settings.of(where, **given)
+            if number:
+                before = out / str(counts[number - 1])
+                settings = settings.model_copy(update={"starts": [*settings.starts, str(before / PLAN)]})
+                if (settings.reference or "").startswith("teacher:"):
+                    settings = settings.model_copy(update={"reference": str(out / str(counts[0]) / TEACHER)})
+            progress.part(f"{count} step{'s' * (count > 1)} ({number + 1} of {len(counts)})")
+            results[count] = search(settings, out / str(count), progress, model, times, workers)
+            left = None if left is None else left - results[count].search_cost.evaluations
     return results
 
 

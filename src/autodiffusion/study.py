@@ -44,7 +44,7 @@ class Study:
         self.listener: Callable[[], None] | None = None
         """Called after each event that is recorded."""
         try:
-            self._check()
+            self.check(folder, settings)
             folder.mkdir(parents=True, exist_ok=True)
             lock = FileLock(folder / LOCK)
             lock.acquire(timeout=0)
@@ -61,9 +61,7 @@ class Study:
                 f"{folder}: another process is writing this search; wait for it or give another folder"
             ) from None
         except OSError as error:
-            raise InputError(
-                f"{folder}: cannot be written ({error.strerror}); give another folder with --out"
-            ) from None
+            raise _unwritable(folder, error) from None
 
     @classmethod
     def open(cls, folder: Path | str) -> Study:
@@ -80,18 +78,21 @@ class Study:
         study.events = read_events(folder / LEDGER)
         return study
 
-    def _check(self) -> None:
+    @staticmethod
+    def check(folder: Path, settings: Settings) -> None:
         """Raises :class:`InputError` if the folder holds anything but this search; changes nothing."""
-        folder = self.folder
-        if folder.exists() and not folder.is_dir():
-            raise InputError(f"{folder}: is a file; give a folder with --out")
-        if (folder / CONFIG).exists():
-            if difference := self.settings.difference(stored_settings(folder)):
-                raise InputError(
-                    f"{folder}: holds a search with other settings ({difference}); give another folder with --out"
-                )
-        elif folder.exists() and any(entry.name not in FIRST for entry in folder.iterdir()):
-            raise InputError(f"{folder}: is not empty and holds no search; give another folder with --out")
+        try:
+            if folder.exists() and not folder.is_dir():
+                raise InputError(f"{folder}: is a file; give a folder with --out")
+            if (folder / CONFIG).exists():
+                if difference := settings.difference(stored_settings(folder)):
+                    raise InputError(
+                        f"{folder}: holds a search with other settings ({difference}); give another folder with --out"
+                    )
+            elif folder.exists() and any(entry.name not in FIRST for entry in folder.iterdir()):
+                raise InputError(f"{folder}: is not empty and holds no search; give another folder with --out")
+        except OSError as error:
+            raise _unwritable(folder, error) from None
 
     def __enter__(self) -> Study:
         return self
@@ -142,10 +143,24 @@ class Study:
         return table("not finished", ["best so far", "plan"], [[standing.best or "none", standing.steps]], notes)
 
 
+def _unwritable(folder: Path, error: OSError) -> InputError:
+    return InputError(f"{folder}: cannot be written ({error.strerror}); give another folder with --out")
+
+
+def finished(folder: Path) -> bool:
+    """Whether the search in ``folder`` has its figures: the last event of its ledger."""
+    if not (folder / LEDGER).is_file():
+        return False
+    return '"event":"confirm"' in (folder / LEDGER).read_text(errors="replace").rstrip("\n").rpartition("\n")[2]
+
+
 def write(path: Path, text: str) -> None:
     """Writes a file in one piece: a reader never sees half of it."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
+    with open(partial, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())  # or a machine that loses power may keep the name without the text
     os.replace(partial, path)
 
 

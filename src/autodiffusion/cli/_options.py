@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +17,9 @@ from autodiffusion.plan import Plan
 from autodiffusion.settings import OF_MODEL, PRESETS
 from autodiffusion.strategies.evolution import Evolution
 from autodiffusion.strategies.random import Random
+
+if TYPE_CHECKING:
+    from autodiffusion.blocks import Workers as Sampling
 
 MODELS = (
     "mnist, adm/imagenet64, adm/lsun-cat, adm/lsun-bedroom, adm, a folder or hub name of a diffusers UNet or pipeline "
@@ -50,6 +54,16 @@ Dtype = Annotated[str, typer.Option(help="float32, float16 or bfloat16")]
 Batch = Annotated[int, typer.Option("--batch-size", min=1, help="samples in a noise block; scores do not depend on it")]
 Seed = Annotated[int, typer.Option(min=0, help="of everything random")]
 Threads = Annotated[int, typer.Option(min=0, help="of the CPU, 0 leaves it to torch")]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, help="processes that sample, by Ray [one for each GPU; with --ray-address, as many as fit]"),
+]
+RayAddress = Annotated[
+    str | None, typer.Option("--ray-address", help="of a running Ray cluster that they are on: auto or host:6379")
+]
+Timeout = Annotated[
+    float | None, typer.Option(min=0.001, help="seconds that a plan may take on a block of noise, or it has no score")
+]
 Json = Annotated[bool, typer.Option("--json", help="one JSON object on standard output, nothing else there")]
 SOLVERS = f"{', '.join(known('solvers'))} or package.module:attribute"
 Solver = Annotated[str, typer.Option(help=SOLVERS)]
@@ -77,6 +91,17 @@ def load_model(given: Mapping[str, Any]) -> Model:
         torch.set_num_threads(given["threads"])
     options = {name: given[name] for name in OF_MODEL if name in given}
     return load(given["model"], model_options=pairs(given["model_option"], "--model-option"), **options)
+
+
+def crew_for(given: Mapping[str, Any]) -> AbstractContextManager[Sampling | None]:
+    """Who samples, as a verb's options say; ``None`` for this process."""
+    from autodiffusion.actor import Recipe
+    from autodiffusion.crew import crew
+
+    options = {name: given[name] for name in OF_MODEL if name in given}
+    options["model_options"] = pairs(given["model_option"], "--model-option")
+    recipe = Recipe(given["model"], options, given["features"], max(1, given["threads"]))
+    return crew(recipe, given["workers"], given["ray_address"], given["timeout"])
 
 
 def load_plan(name: str, model: Model, solver: str, solver_option: list[str] | None) -> Plan:

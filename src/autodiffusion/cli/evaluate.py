@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,12 +22,16 @@ from autodiffusion.cli._options import (
     ModelName,
     ModelOption,
     NullClass,
+    RayAddress,
     Reference,
     Schedule,
     Seed,
     Solver,
     SolverOption,
     Threads,
+    Timeout,
+    Workers,
+    crew_for,
     load_model,
     load_plan,
 )
@@ -59,6 +64,9 @@ def evaluate_command(
     device: Device = "cpu",
     dtype: Dtype = "float32",
     threads: Threads = 0,
+    workers: Workers = None,
+    ray_address: RayAddress = None,
+    timeout: Timeout = None,
     timed: Annotated[
         bool | None,
         typer.Option("--time/--no-time", help="measure how long sampling takes [where layers are left out]"),
@@ -76,7 +84,8 @@ def evaluate_command(
     from autodiffusion.sampling import nfe
     from autodiffusion.timing import plan_times
 
-    loaded = load_model(locals())
+    given = locals()
+    loaded = load_model(given)
     chosen = load_plan(plan, loaded, solver, solver_option)
     evaluator, source = prepare(loaded, features, reference, batch_size, samples)
     metrics = [name.strip() for name in metric.split(",") if name.strip()]
@@ -86,7 +95,8 @@ def evaluate_command(
     evaluations, time = nfe(chosen, loaded), None
     partial = chosen != chosen.leaving()
     timed = partial if timed is None else timed
-    with Shown() as progress:
+    with crew_for(given) as elsewhere, Shown() as progress:
+        evaluator = replace(evaluator, elsewhere=elsewhere)
         reference_found = reference_found or find_reference(source, evaluator, progress)
         progress.phase("evaluate", evaluations * samples)
         [row] = confirm(evaluator, reference_found, {plan: chosen}, metrics, samples, seed, progress.tick)

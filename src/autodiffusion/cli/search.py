@@ -19,9 +19,12 @@ from autodiffusion.cli._options import (
     Json,
     ModelOption,
     NullClass,
+    RayAddress,
     Reference,
     Schedule,
     SolverOption,
+    Timeout,
+    Workers,
     pairs,
     usual,
 )
@@ -156,6 +159,9 @@ def search_command(
         int | None, typer.Option(help="memory for what candidates have in common, in MiB [1024]")
     ] = None,
     threads: Annotated[int | None, typer.Option(help="of the CPU, 0 leaves it to torch")] = None,
+    workers: Workers = None,
+    ray_address: RayAddress = None,
+    timeout: Timeout = None,
     tensorboard: Annotated[
         bool | None, typer.Option("--tensorboard", help="scalars and samples of the best plan in OUT/tensorboard")
     ] = None,

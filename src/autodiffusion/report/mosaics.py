@@ -56,7 +56,9 @@ def picture(images: Mapping[str, Tensor], path: Path, columns: int | None = None
         )
         panels.append({"name": name, "box": [left, HEAD, left + wide, HEAD + tall]})
         left += wide + GAP
-    drawing.savefig(path, format="png", metadata={PANELS: json.dumps(panels)})
+    partial = path.with_name(path.name + ".partial")  # a search that is killed here must not take half for the whole
+    drawing.savefig(partial, format="png", metadata={PANELS: json.dumps(panels)})
+    partial.replace(path)
 
 
 def panels(path: Path) -> dict[str, Image.Image]:

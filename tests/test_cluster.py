@@ -1,0 +1,224 @@
+"""Workers in processes of their own, and what happens to them: the same ledger as in one process, and nothing lost."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import faulty
+import pytest
+import ray
+import small
+import torch
+from ray.cluster_utils import Cluster as Machines
+
+from autodiffusion import InputError, Plan, RunError, Settings, search
+from autodiffusion.actor import Recipe
+from autodiffusion.blocks import Done, Sampler, Task
+from autodiffusion.cluster import Cluster
+from autodiffusion.errands import Here
+from autodiffusion.features import Features
+from autodiffusion.features import load as load_features
+from autodiffusion.progress import Quiet
+from autodiffusion.standing import Standing
+from autodiffusion.study import LEDGER, PLAN
+
+RECIPE = Recipe("faulty:model", {"device": "cpu"})
+GOOD = [Plan.of("ddim", [90.0, t, 20.0]) for t in (80.0, 60.0, 40.0)]
+MACHINE: dict[str, Any] = {"num_cpus": 2, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+
+
+@pytest.fixture(scope="module")
+def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
+    """A Ray cluster of one machine, to which others can be added."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(faulty.FOLDER, str(tmp_path_factory.mktemp("faults")))
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_memory_usage_threshold", "1.0")
+        made = Machines(initialize_head=True, head_node_args=MACHINE)
+        yield made
+        made.shutdown()
+
+
+@pytest.fixture(scope="module")
+def pair(machines: Machines) -> Iterator[Cluster]:
+    """Two workers, replaced when they die."""
+    with Cluster(RECIPE, 2, machines.address, timeout=2.0) as workers:
+        yield workers
+
+
+def kill_one() -> None:
+    """Whoever is asked next dies."""
+    (Path(os.environ[faulty.FOLDER]) / faulty.KILL).touch()
+
+
+def alone() -> Here:
+    return Here(Sampler(faulty.model(), load_features("small:features")))
+
+
+def tasks(*plans: Plan, blocks: int = 4) -> list[Task]:
+    return [Task("a", 0, range(8 * i, 8 * i + 8), plans) for i in range(blocks)]
+
+
+def in_order(found: Iterator[tuple[int, Done]]) -> list[Done]:
+    """What came, by its place; each has come once."""
+    done = dict(pair := list(found))
+    assert len(done) == len(pair)
+    return [done[place] for place in sorted(done)]
+
+
+def assert_same(found: list[Done], expected: list[Done]) -> None:
+    """The same features, reasons and costs."""
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert one.cost == other.cost
+        for here, there in zip(one.found, other.found, strict=True):
+            if isinstance(here, Features) and isinstance(there, Features):
+                assert torch.equal(here.vectors, there.vectors)
+            else:
+                assert here == there
+
+
+# what happens to a block
+
+
+def test_workers_give_what_one_process_gives(pair: Cluster) -> None:
+    seen: list[int] = []
+    found = in_order(pair.each(tasks(*GOOD), seen.append))
+    assert_same(found, in_order(alone().each(tasks(*GOOD))))
+    assert sum(seen) == sum(done.cost.evaluations for done in found) > 0
+
+
+def test_an_exception_costs_one_plan_its_score(pair: Cluster) -> None:
+    raises = Plan.of("dpm_solver++", [faulty.RAISES, 40.0])
+    given = tasks(GOOD[0], raises, GOOD[1])
+    found = in_order(pair.each(given))
+    assert_same(found, in_order(alone().each(given)))
+    assert [done.found[1] for done in found] == ["sampling failed (ValueError: no answer)"] * 4
+    assert all(isinstance(done.found[i], Features) for done in found for i in (0, 2))
+
+
+@pytest.mark.parametrize(
+    ("time", "reason"),
+    [(faulty.HANGS, "sampling took longer than 2 s"), (faulty.DIES, "sampling ended the worker")],
+    ids=["hangs", "dies"],
+)
+def test_a_plan_that_hangs_or_ends_its_worker_has_no_score(pair: Cluster, time: float, reason: str) -> None:
+    plan, made = Plan.of("dpm_solver++", [time, 40.0]), pair._made
+    bad, *good = in_order(pair.each([*tasks(plan, blocks=1), *tasks(*GOOD)]))
+    assert (bad.found, bad.runs, bad.cost.evaluations) == ([reason], (), 0)
+    assert_same(good, in_order(alone().each(tasks(*GOOD))))
+    assert pair._made > made  # its worker was replaced
+
+
+def test_workers_that_die_one_after_the_other_end_the_search(pair: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autodiffusion.cluster.DEATHS", 2)
+    with pytest.raises(RunError, match=r"workers: 2 died one after the other .*what was scored is kept"):
+        list(pair.each(tasks(Plan.of("dpm_solver++", [faulty.DIES, 40.0]), blocks=1)))
+    assert_same(in_order(pair.each(tasks(*GOOD))), in_order(alone().each(tasks(*GOOD))))
+
+
+def test_a_plan_that_cannot_be_followed_ends_the_search(pair: Cluster) -> None:
+    with pytest.raises(InputError, match="t = 400 lies outside the model's time steps"):
+        list(pair.each(tasks(GOOD[0], Plan.of("dpm_solver++", [400.0]))))
+    # what the call before had begun is not taken for this one's
+    assert_same(in_order(pair.each(tasks(*GOOD))), in_order(alone().each(tasks(*GOOD))))
+
+
+# whole searches
+
+
+@dataclass
+class Disturbing(Quiet):
+    """Does something whenever so many rounds are in the ledger."""
+
+    deeds: dict[int, Callable[[], object]]
+
+    def stand(self, standing: Standing) -> None:
+        if deed := self.deeds.pop(standing.rounds, None):
+            deed()
+
+
+def settings(images: Path, **given: Any) -> Settings:
+    options = {"samples": 48, "confirm_samples": 60, "batch_size": 8, "budget": 12_000, "threads": 1}
+    return Settings.of(
+        model="faulty:model", steps=3, reference=str(images), features="small:features", **options | given
+    )
+
+
+def files(folder: Path) -> tuple[bytes, bytes]:
+    return (folder / LEDGER).read_bytes(), (folder / PLAN).read_bytes()
+
+
+@pytest.mark.usefixtures("plain")
+def test_one_process_two_workers_and_three_of_which_one_is_killed_find_the_same(
+    machines: Machines, pair: Cluster, real_images: Path, tmp_path: Path
+) -> None:
+    given = settings(real_images)
+    search(given, tmp_path / "alone")
+    search(given, tmp_path / "two", workers=pair)
+    assert files(tmp_path / "two") == files(tmp_path / "alone")
+    other, made, pair.count = machines.add_node(**MACHINE | {"num_cpus": 1}), pair._made, 3
+    third = set[int]()
+
+    def join() -> None:  # as it does by itself after a while
+        pair._looked = -math.inf
+
+    def killed() -> None:
+        assert not (Path(os.environ[faulty.FOLDER]) / faulty.KILL).exists()
+        third.update(pair._owners.values())
+        machines.remove_node(other)
+
+    progress = Disturbing({1: join, 3: lambda: arrived(pair, 3), 4: kill_one, 6: killed})
+    try:
+        search(given, tmp_path / "three", progress, workers=pair)
+    finally:
+        pair.count = 2
+    assert not progress.deeds
+    assert made in third  # the third did its part
+    assert pair._made >= made + 3  # two others took the places of those that were lost
+    assert files(tmp_path / "three") == files(tmp_path / "alone")
+
+
+def arrived(pair: Cluster, count: int) -> None:
+    """Waits until so many workers are there."""
+    until = time.monotonic() + 60
+    while len(pair._idle) < count:
+        pair._wait()
+        assert time.monotonic() < until
+
+
+# at the end: from then on its workers sample smaller parts, whose features round otherwise
+
+
+def test_memory_that_runs_out_costs_nothing(pair: Cluster) -> None:
+    full = Plan.of("dpm_solver++", [faulty.FULL, 40.0])
+    [expected] = in_order(Here(Sampler(small.model(), load_features("small:features"))).each(tasks(full, blocks=1)))
+    for workers in (pair, alone()):
+        [done] = in_order(workers.each(tasks(full, blocks=1)))
+        assert done.cost == expected.cost
+        [found], [right] = done.found, expected.found
+        assert isinstance(found, Features)
+        assert isinstance(right, Features)
+        torch.testing.assert_close(found.vectors, right.vectors, rtol=1e-4, atol=1e-5)
+
+
+# what cannot be started
+
+
+def test_what_a_worker_cannot_load_is_said(machines: Machines, pair: Cluster) -> None:
+    pair.close()
+    recipe = Recipe("faulty:nothing", {"device": "cpu"})
+    with pytest.raises(InputError, match="worker: model 'faulty:nothing': module faulty has no attribute 'nothing'"):
+        Cluster(recipe, 1, machines.address).__enter__()
+    assert not ray.is_initialized()
+    with pytest.raises(InputError, match=r"Ray cluster '127.0.0.1:1': cannot be reached \("):
+        Cluster(RECIPE, 1, "127.0.0.1:1").__enter__()
+    with pytest.raises(InputError, match=r"Ray: was imported before .* and would listen to the network"):
+        Cluster(RECIPE, 1).__enter__()
+    assert not ray.is_initialized()
