@@ -21,9 +21,9 @@ from autodiffusion import NoiseSchedule, Plan, Step, apply
 from autodiffusion.errors import InputError
 from autodiffusion.flow import FlowSchedule
 from autodiffusion.grids import grid
+from autodiffusion.names import known
 
 TIMES = [1000, 857.25, 450.5, 90]
-SOLVERS = ("ddim", "euler_ancestral", "heun", "plms", "ipndm", "dpm_solver++", "deis", "unipc", "pfdiff", "gls", "lcm")
 KINDS = {
     kind: make
     for make, kinds in (
@@ -57,7 +57,7 @@ def strength(one: Flowing) -> dict[str, Any]:
     return {"strength": 1.0} if one.begins else {}
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", sorted(known("solvers")))
 @pytest.mark.parametrize("kind", ["StableDiffusion3Pipeline", "FluxPipeline"])
 def test_every_solver_as_in_our_own_loop(kind: str, solver: str) -> None:
     one = tiny(kind)

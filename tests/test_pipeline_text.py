@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import diffusers
 import huggingface_hub.constants
 import pytest
 import torch
+from conftest import Command
 from diffusers import (
     DDIMScheduler,
     EulerDiscreteScheduler,
@@ -24,6 +26,7 @@ from diffusers import (
     StableDiffusionImg2ImgPipeline,
     StableDiffusionPipeline,
 )
+from tiny_flow import whole as flow_from_text
 from tiny_pipelines import (
     STOCK,
     Tiny,
@@ -651,46 +654,70 @@ def test_refusals(case: str) -> None:
     assert state_of(pipe, network) == before
 
 
-# a plan from a file, in another process
+# a plan that a search has saved, in another process
 
 SCRIPT = """
 import sys, torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 
-pipe = StableDiffusionPipeline.from_pretrained("pipeline", safety_checker=None)
+pipe = DiffusionPipeline.from_pretrained("pipeline", safety_checker=None)
+stock = type(pipe.scheduler).__name__
 {lines}
 x = pipe("a cat", generator=torch.Generator().manual_seed(5), output_type="latent").images
 torch.save(x, "x.pt")
 applied.remove()
-print(type(pipe.scheduler).__name__)
+print(stock == type(pipe.scheduler).__name__, stock)
 """
 LINES = """import autodiffusion
 applied = autodiffusion.apply(autodiffusion.Plan.load("run/plan.json"), pipe)"""
 
 
-def test_a_saved_plan_in_a_new_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
-    assert all(line in readme for line in LINES.splitlines())
-    made = StableDiffusionPipeline(
+def from_text(tokens: Path) -> Any:
+    return StableDiffusionPipeline(
         vae=vae(),
         unet=copied(unet()),
         scheduler=PNDMScheduler(skip_prk_steps=True, **STOCK),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
-        **text_parts(tmp_path / "tokens"),
+        **text_parts(tokens),
     )
+
+
+@pytest.mark.usefixtures("plain")
+@pytest.mark.parametrize(
+    ("make", "solver", "size"),
+    [
+        (from_text, "ddim", (4, 8, 8)),
+        (functools.partial(flow_from_text, "StableDiffusion3Pipeline"), "dpm_solver++", (16, 8, 8)),
+    ],
+)
+def test_a_plan_that_was_found_in_a_new_process(
+    make: Callable[[Path], Any],
+    solver: str,
+    size: tuple[int, ...],
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    assert all(line in readme for line in LINES.splitlines())
+    made = make(tmp_path / "tokens")
     made.set_progress_bar_config(disable=True)
     made.save_pretrained(tmp_path / "pipeline")
-    plan = free_plan("gls", TIMES)
-    (tmp_path / "run").mkdir()
-    plan.save(tmp_path / "run" / "plan.json")
+    (tmp_path / "captions.txt").write_text("a cat\ntwo dogs\nthe sea\n" * 8)
+    few = "--samples 3 --confirm-samples 6 --finalists 1 --budget 700 --reference teacher:3:12"
+    what = "--layers --max-cost 75% --max-steps 3 --min-steps 3 --starts uniform --features test_flow_models:Pooled"
+    found = command(f"search pipeline --captions captions.txt --steps 3 --solver {solver} {what} {few} --out run")
+    assert found.status == 0, found.err
+    plan = Plan.load("run/plan.json")
+    assert plan != plan.leaving()
     (tmp_path / "script.py").write_text(SCRIPT.format(lines=LINES))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["PNDMScheduler"]
+    assert done.stdout.split() == ["True", type(made.scheduler).__name__]
     (tmp_path / "captions.txt").write_text("a cat\n")
-    model = load_model(str(tmp_path / "pipeline"), captions=str(tmp_path / "captions.txt"), guidance_scale=7.5)
-    [(_, expected)] = walk(model, [plan], [0], 0, Cost(), begun=Beginnings(drawn(5, 1, 4, 8, 8), torch.tensor([0])))
+    model = load_model(str(tmp_path / "pipeline"), captions=str(tmp_path / "captions.txt"))
+    [(_, expected)] = walk(model, [plan], [0], 0, Cost(), begun=Beginnings(drawn(5, 1, *size), torch.tensor([0])))
     assert apart(torch.load(tmp_path / "x.pt", weights_only=True), expected) < 1e-4

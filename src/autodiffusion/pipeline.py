@@ -106,7 +106,8 @@ def _model(pipe: Any, scheduler: Any) -> tuple[str, Model]:
         )
     network, classes = called(module)
     config, schedule = module.config, _schedule(scheduler, known)
-    size = config.get("sample_size") or 64  # any in which layers can be found
+    size = config.get("sample_size") or 64  # any in which layers can be found, of a transformer a small one
+    size = 8 if component == "transformer" else size
     return known, Model(
         network,
         schedule,

@@ -183,9 +183,10 @@ def _pipeline(name: str, kind: str, index: Mapping[str, Any], device: str, dtype
             wide = torch.float32 if exact else dtype
             with no_bars():  # in this dtype from the beginning, of which T5 keeps some weights in float32
                 network = weights_of(getattr(library, wanted), name, wide, subfolder=part)
-            if library is diffusers:  # which without accelerate leaves some weights in float32
-                network.to(wide)
-            parts[part] = network.to(device).eval().requires_grad_(False)
+            with quiet():
+                if library is diffusers:  # which without accelerate leaves some weights in float32
+                    network.to(wide)
+                parts[part] = network.to(device).eval().requires_grad_(False)
     # channels last is the layout that convolutions are fastest in, on CPU and GPU
     parts["vae"].to(memory_format=torch.channels_last)
     with quiet():
