@@ -25,22 +25,16 @@ from diffusers import (
     DDIMScheduler,
     DDPMPipeline,
     DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     UNet2DConditionModel,
     UNet2DModel,
 )
 
 from autodiffusion import Plan, apply
-
-CASES: dict[str, tuple[Any, str, bool, bool]] = {
-    "ddim": (DDIMScheduler, "ddim", False, False),
-    "dpm_solver++": (DPMSolverMultistepScheduler, "dpm_solver++", False, False),
-    "gls beside DPM-Solver++": (DPMSolverMultistepScheduler, "gls", False, False),
-    "dpm_solver++, layers left out": (DPMSolverMultistepScheduler, "dpm_solver++", True, False),
-    "Stable Diffusion, dpm_solver++": (DPMSolverMultistepScheduler, "dpm_solver++", False, True),
-    "the same, layers left out": (DPMSolverMultistepScheduler, "dpm_solver++", True, True),
-}
-"""The stock scheduler, the solver in its place, whether each step leaves out layers, and whether a text is shown."""
 
 SMALL: dict[str, Any] = {"layers_per_block": 1, "block_out_channels": (8, 8), "norm_num_groups": 4}
 
@@ -68,9 +62,40 @@ def text(size: int, batch: int, scheduler: Any) -> tuple[Any, dict[str, Any]]:
     return pipe, {"output_type": "latent", **shown}
 
 
+def flow(size: int, batch: int, scheduler: Any) -> tuple[Any, dict[str, Any]]:
+    """Stable Diffusion 3 with guidance, likewise."""
+    sizes = {"sample_size": size // 4, "pos_embed_max_size": size // 4, "num_layers": 4, "num_attention_heads": 2}
+    widths = {"joint_attention_dim": 8, "caption_projection_dim": 8, "attention_head_dim": 4}
+    transformer = SD3Transformer2DModel(in_channels=4, pooled_projection_dim=8, out_channels=4, **sizes, **widths)
+    parts = [name for i in ("", "_2", "_3") for name in (f"text_encoder{i}", f"tokenizer{i}")]
+    vae = AutoencoderKL(block_out_channels=(4,), norm_num_groups=2, latent_channels=4)
+    pipe = StableDiffusion3Pipeline(
+        transformer=transformer.eval(), scheduler=scheduler, vae=vae, **dict.fromkeys(parts)
+    )
+    pooled = {name: torch.zeros(batch, 8) for name in ("pooled_prompt_embeds", "negative_pooled_prompt_embeds")}
+    shown = {name: torch.zeros(batch, 8, 8) for name in ("prompt_embeds", "negative_prompt_embeds")}
+    return pipe, {"output_type": "latent", "height": size // 4, "width": size // 4, **shown, **pooled}
+
+
+CASES: dict[str, tuple[Any, Any, str, bool]] = {
+    "ddim": (pixels, DDIMScheduler, "ddim", False),
+    "dpm_solver++": (pixels, DPMSolverMultistepScheduler, "dpm_solver++", False),
+    "gls beside DPM-Solver++": (pixels, DPMSolverMultistepScheduler, "gls", False),
+    "dpm_solver++, layers left out": (pixels, DPMSolverMultistepScheduler, "dpm_solver++", True),
+    "Stable Diffusion, dpm_solver++": (text, DPMSolverMultistepScheduler, "dpm_solver++", False),
+    "the same, layers left out": (text, DPMSolverMultistepScheduler, "dpm_solver++", True),
+    "Stable Diffusion 3, euler": (flow, FlowMatchEulerDiscreteScheduler, "euler", False),
+    "Stable Diffusion 3, heun": (flow, FlowMatchHeunDiscreteScheduler, "heun", False),
+    "euler, layers left out": (flow, FlowMatchEulerDiscreteScheduler, "euler", True),
+}
+"""The pipeline, its stock scheduler, the solver in its place, and whether each step leaves out layers."""
+
+
 def outside(pipe: Any, steps: int, options: dict[str, Any]) -> float:
     """Seconds of processor time outside the network for an iteration of the pipeline's loop."""
-    inside, cls = 0.0, UNet2DModel if isinstance(pipe.unet, UNet2DModel) else UNet2DConditionModel
+    network = pipe.transformer if hasattr(pipe, "transformer") else pipe.unet
+    kinds = (UNet2DModel, UNet2DConditionModel, SD3Transformer2DModel)  # whatever class apply has derived from them
+    inside, cls = 0.0, next(kind for kind in kinds if isinstance(network, kind))
     forward = cls.forward
 
     def timed(*args: Any, **kwargs: Any) -> Any:
@@ -89,11 +114,12 @@ def outside(pipe: Any, steps: int, options: dict[str, Any]) -> float:
 
 def compare(case: str, runs: int, steps: int, batch: int, size: int) -> tuple[float, float, list[float]]:
     """Seconds with the stock scheduler and with the plan, and the ratio of each turn."""
-    stock, solver, layers, texts = CASES[case]
-    pipe, options = (text if texts else pixels)(size, batch, stock(steps_offset=int(texts)))
+    make, stock, solver, layers = CASES[case]
+    pipe, options = make(size, batch, stock(**({"steps_offset": 1} if make is text else {})))
     pipe.set_progress_bar_config(disable=True)
     pipe.scheduler.set_timesteps(steps)
-    plan = Plan.of(solver, pipe.scheduler.timesteps.tolist())
+    times = sorted(set(pipe.scheduler.timesteps.tolist()), reverse=True)  # Heun's are there twice
+    plan = Plan.of(solver, times)
     if layers:
         plan = plan.leaving([frozenset({1, 3})] * steps)
     applied = apply(plan, pipe)  # which finds the layers

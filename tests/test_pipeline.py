@@ -643,12 +643,23 @@ def test_a_solver_that_asks_for_its_noise_twice() -> None:
         assert apart(call(pipe)[0], expected) < 1e-4
 
 
-class NoisyHeun(type(build("heun", NoiseSchedule.linear()))):  # type: ignore[misc]
+def test_a_solver_that_does_not_say_so_is_told() -> None:
+    pipe, plan = pipeline("ddpm"), Plan.of("test_pipeline:SilentHeun", TIMES)
+    with apply(plan, pipe), pytest.raises(InputError, match=r"SilentHeun .*say asks_sample = False in its class"):
+        call(pipe)
+    assert not len(_turns)
+
+
+class SilentHeun(type(build("heun", NoiseSchedule.linear()))):  # type: ignore[misc]
     """Draws before it asks."""
 
     def step(self, predict: Any, state: State, move: Any, noise: Any) -> State:
         moved = State(state.x + 0.1 * noise(state.moves), state.moves) if state.moves else state
         return super().step(predict, moved, move, noise)
+
+
+class NoisyHeun(SilentHeun):
+    asks_sample = False
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -91,7 +92,7 @@ class FlowSchedule(NoiseSchedule):
         """1: at time 0 there is clean data."""
         return 1.0
 
-    @property
+    @cached_property
     def last(self) -> float:
         """T."""
         return float(len(self))
@@ -116,7 +117,8 @@ class FlowSchedule(NoiseSchedule):
         if t is None:
             return 0.0
         self._check(t)
-        return min(max(t / len(self), FLOOR), 1 - FLOOR)
+        share = t / self.last
+        return share if FLOOR <= share <= 1 - FLOOR else min(max(share, FLOOR), 1 - FLOOR)
 
     def alpha(self, t: float | None) -> float:
         """1 - s."""

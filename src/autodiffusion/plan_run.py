@@ -8,13 +8,14 @@ a move has few questions.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import InitVar, dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from autodiffusion.errors import InputError
 from autodiffusion.models import Model
 from autodiffusion.plan import Plan
 from autodiffusion.sampling import Stretch
@@ -46,7 +47,7 @@ class Run:
     """
 
     path: Sequence[Stretch]
-    model: InitVar[Model]
+    model: Model
     state: State
     generator: Generators
     move: int = 0
@@ -55,14 +56,12 @@ class Run:
     asked: Tensor | None = None
     drawn: dict[int, Tensor] = field(default_factory=dict)
 
-    def __post_init__(self, model: Model) -> None:
-        shape = tuple(self.state.x.shape[1:])  # which pipelines may have laid out otherwise
-        self._answering = replace(model, network=self._answer, dtype=self.state.x.dtype, shape=shape)
-
     def go_on(self) -> Tensor:
         """As far as the answers allow: the next point to be asked, or the sample at the end."""
         while self.move < len(self.path):
             stretch, self.heard = self.path[self.move], 0
+            if not self.answers and _at_sample(stretch):
+                return self.state.x  # known without the solver
             try:
                 self.state = stretch.solver.step(self._predict, self.state, stretch.move, self._noise)
             except _Ask as ask:
@@ -73,11 +72,12 @@ class Run:
     def _predict(self, x: Tensor, t: float) -> Tensor:
         if self.heard == len(self.answers):
             raise _Ask(x)
-        return self._answering.predict(x, t, None)
-
-    def _answer(self, x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        if self.heard == 0 and x is not self.state.x and _at_sample(stretch := self.path[self.move]):
+            raise InputError(
+                f"solver {stretch.name} changes the sample before it asks; say asks_sample = False in its class"
+            )
         self.heard += 1
-        return self.answers[self.heard - 1]
+        return self.model.read(self.answers[self.heard - 1], x, t)
 
     def _noise(self, number: int) -> Tensor:
         """The same for a move that is made again."""
@@ -85,6 +85,11 @@ class Run:
             x = self.state.x
             self.drawn = {number: randn_tensor(x.shape, generator=self.generator, device=x.device, dtype=x.dtype)}
         return self.drawn[number]
+
+
+def _at_sample(stretch: Stretch) -> bool:
+    """Whether the first question of this step is known: what the network says of the sample as it stands."""
+    return stretch.solver.asks_sample and stretch.move.ask[0] == stretch.move.t
 
 
 def rest(plan: Plan, first: int, schedule: NoiseSchedule) -> Plan:

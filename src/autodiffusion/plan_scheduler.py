@@ -6,7 +6,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import accumulate
 from typing import Any
 
@@ -268,7 +268,8 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # confi
     def asking(self) -> Iterator[None]:
         """A context for a call of the network, without the layers that the plan leaves out there."""
         try:
-            with self._model.without(self._path[self._run.move if self._run else 0].skip):
+            skip = self._path[self._run.move if self._run else 0].skip
+            with self._model.parts.without(skip) if skip else nullcontext():  # checked when the plan was applied
                 yield
         except BaseException:
             self.stop()

@@ -169,7 +169,18 @@ class Model:
 
     def _slope(self, x: Tensor, t: float, labels: Tensor | None) -> Tensor:
         times = torch.full((len(x),), float(t), device=x.device)
-        output = self.network(x.to(self.dtype), times, labels)[:, : self.shape[0]].to(x.dtype)
+        return self.read(self.network(x.to(self.dtype), times, labels), x, t)
+
+    def read(self, output: Tensor, x: Tensor, t: float) -> Tensor:
+        """What the network's ``output`` says of ``x`` at time ``t``: what :meth:`predict` gives without guidance.
+
+        Args:
+            output: of any dtype; channels beyond those of ``x`` are those of a learned variance.
+        """
+        if output.shape != x.shape:
+            output = output[:, : x.shape[1]]
+        if output.dtype != x.dtype:
+            output = output.to(x.dtype)
         if self.prediction == self.schedule.predictions[0]:
             return output
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)

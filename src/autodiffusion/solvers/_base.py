@@ -91,6 +91,11 @@ class Solver(ABC):
 
     continuous: ClassVar[bool] = False
     """Whether the solver's times are real numbers, of which the network gets whatever the solver needs."""
+    asks_sample: ClassVar[bool] = True
+    """Whether what a move asks first, where that is at its own time, is the sample as it stands.
+
+    A solver that changes the sample before it asks, by noise, says False: pipelines then look at what it asks.
+    """
     searched: ClassVar[bool] = False
     """Whether a search moves its free numbers where nothing is said about it."""
 
@@ -131,12 +136,17 @@ class Solver(ABC):
 
     def slope(self, predict: Predict, x: Tensor, t: float) -> Tensor:
         """What ``predict`` says of ``x`` at ``t``, after clipping where that is asked for, and guidance after that."""
-        return self.schedule.slope(*self.both(predict, x, t))
+        answer = predict(x, t)
+        if isinstance(answer, Guided) or self.clip:
+            return self.schedule.slope(*self._parts(answer, x, t))
+        return answer
 
     def both(self, predict: Predict, x: Tensor, t: float) -> tuple[Tensor, Tensor]:
         """The noise and the clean data in ``x`` at ``t``, clipped and then guided: (epsilon, x0)."""
+        return self._parts(predict(x, t), x, t)
+
+    def _parts(self, answer: Tensor | Guided, x: Tensor, t: float) -> tuple[Tensor, Tensor]:
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
-        answer = predict(x, t)
         slope, shift = answer if isinstance(answer, Guided) else (answer, None)
         x0 = (x - sigma * slope) / self.schedule.scale(t)
         epsilon = slope + self.schedule.pull * x0 if self.schedule.pull else slope

@@ -8,6 +8,7 @@ from operator import mul
 from torch import Tensor
 
 from autodiffusion.schedule import NoiseSchedule
+from autodiffusion.solvers._base import Move, Predict, Solver
 
 ADAMS_BASHFORTH = {
     1: (1.0,),
@@ -25,8 +26,18 @@ def towards(schedule: NoiseSchedule, x0: Tensor, epsilon: Tensor, stop: float | 
 
 def transfer(schedule: NoiseSchedule, x: Tensor, slope: Tensor, t: float, stop: float | None) -> Tensor:
     """From ``x`` at ``t`` to ``stop`` along this slope: one step of DDIM, straight in sigma / scale."""
+    if schedule.scale(t) == schedule.scale(stop):  # of flow matching
+        return x.add(slope, alpha=schedule.sigma(stop) - schedule.sigma(t))
     foot = (x - schedule.sigma(t) * slope) / schedule.scale(t)
     return schedule.scale(stop) * foot + schedule.sigma(stop) * slope
+
+
+def straight(solver: Solver, predict: Predict, x: Tensor, move: Move) -> Tensor:
+    """The sample after a step of deterministic DDIM."""
+    if solver.clip:  # to data that cannot be found again from the noise where there is no signal
+        epsilon, x0 = solver.both(predict, x, move.t)
+        return towards(solver.schedule, x0, epsilon, move.stop)
+    return transfer(solver.schedule, x, solver.slope(predict, x, move.t), move.t, move.stop)
 
 
 def ratio(schedule: NoiseSchedule, t: float | None) -> float:

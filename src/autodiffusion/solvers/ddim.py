@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from autodiffusion.errors import InputError
 from autodiffusion.free import FreeNumber, OfSteps
 from autodiffusion.solvers._base import Move, Noise, Predict, Solver, State
+from autodiffusion.solvers._linear import straight
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,12 @@ class DDIM(Solver):
         )
 
     def step(self, predict: Predict, state: State, move: Move, noise: Noise) -> State:
+        eta = move.numbers[0] if move.numbers else self.eta
+        if eta == 0:
+            return State(straight(self, predict, state.x, move), state.moves + 1)
         epsilon, x0 = self.both(predict, state.x, move.t)
         alpha, sigma = self.schedule.alpha(move.t), self.schedule.sigma(move.t)
         alpha_next, sigma_next = self.schedule.alpha(move.stop), self.schedule.sigma(move.stop)
-        eta = move.numbers[0] if move.numbers else self.eta
         # equation 16: the part of sigma_next that is drawn anew; where alpha**2 + sigma**2 is not 1 as well
         added = math.sqrt(max(0.0, sigma**2 - (alpha / alpha_next * sigma_next) ** 2))
         drawn = eta * sigma_next / sigma * added

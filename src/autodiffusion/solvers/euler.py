@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from autodiffusion.solvers._base import Move, Noise, Predict, Solver, State
-from autodiffusion.solvers._linear import towards
+from autodiffusion.solvers._linear import straight
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,7 @@ class Euler(Solver):
     """
 
     def step(self, predict: Predict, state: State, move: Move, noise: Noise) -> State:
-        epsilon, x0 = self.both(predict, state.x, move.t)
-        return replace(state, x=towards(self.schedule, x0, epsilon, move.stop), moves=state.moves + 1)
+        return State(straight(self, predict, state.x, move), state.moves + 1)
 
 
 solver = Euler
