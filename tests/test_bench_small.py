@@ -22,7 +22,7 @@ from autodiffusion.schedule import NoiseSchedule
 from autodiffusion.space import SearchSpace
 from autodiffusion.strategies import WIDER
 from autodiffusion.strategies import build as build_strategy
-from bench import ablation, compare, honesty, memory, models, overhead
+from bench import ablation, apply_time, compare, honesty, memory, models, overhead
 
 
 def small(real_images: Path, **options: object) -> Settings:
@@ -226,3 +226,13 @@ def test_ablation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
 def test_the_demo_that_is_measured_is_the_demo() -> None:
     makefile = (Path(__file__).parents[1] / "Makefile").read_text()
     assert f"autodiffusion search mnist {' '.join(memory.DEMO)} --out demo\n" in makefile
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize("case", apply_time.CASES)
+def test_both_schedulers_are_timed(case: str) -> None:
+    stock, plan, ratios = apply_time.compare(case, runs=2, steps=3, batch=1, size=32)
+    assert len(ratios) == 2
+    assert all(0 < ratio < math.inf for ratio in ratios)
+    assert 0 < stock < 1
+    assert 0 < plan < 1

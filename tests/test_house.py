@@ -18,7 +18,7 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = [ROOT / name for name in ("src", "tests", "training", "bench", "paper", "docs", ".ci")]
+FOLDERS = [ROOT / name for name in ("src", "tests", "training", "bench", "examples", "paper", "docs", ".ci")]
 MAX_LINES = 300
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
