@@ -17,7 +17,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import refused_model
-from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import (
+    DDIMPipeline,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UNet2DModel,
+)
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from scipy import stats
@@ -141,6 +148,22 @@ def test_a_bare_network_takes_its_schedule_from_the_option(tmp_path: Path, name:
     }[name]
     np.testing.assert_allclose(loaded.schedule.alphas_cumprod, (1 - betas).cumprod(0).numpy(), rtol=1e-4, atol=1e-10)
     assert "did you mean 'cosine'" in refused_model(tmp_path, schedule="cosin")
+
+
+def test_a_bare_network_of_flow_matching(tmp_path: Path) -> None:
+    network = unet()
+    network.save_pretrained(tmp_path)
+    ours = load_model(str(tmp_path), schedule="flow")
+    assert ours.prediction == "flow_prediction"
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    scheduler.set_timesteps(5)
+    x = ours.noise(range(2), SEED)
+    plan = Plan.of("euler", grid("linspace", 5, ours.schedule), solver_options={"clip": False})
+    found = final(ours, plan, 2)
+    with torch.inference_mode():
+        for t in scheduler.timesteps:
+            x = scheduler.step(network(x, t).sample, t, x).prev_sample
+    torch.testing.assert_close(found, x, rtol=1e-4, atol=1e-4)
 
 
 def test_a_learned_variance_is_left_out(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def schedule_of(name: str, scheduler: dict[str, Any] | None) -> NoiseSchedule:
     if scheduler is None:
         raise InputError(
             f"model '{name}': no scheduler beside the network says how it was trained; "
-            "give --schedule linear, scaled_linear or cosine"
+            "give --schedule linear, scaled_linear, cosine or flow"
         )
     if scheduler.get("thresholding") or (scheduler.get("clip_sample") and scheduler.get("clip_sample_range", 1) != 1):
         warnings.warn(

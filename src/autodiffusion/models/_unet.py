@@ -80,7 +80,7 @@ def load_unet(
         network,
         schedule,
         (channels, height, width),
-        prediction=(scheduler or {}).get("prediction_type", "epsilon"),
+        prediction=(scheduler or {}).get("prediction_type", schedule.predictions[0]),
         clip=bool((scheduler or {}).get("clip_sample", True)),
         classes=classes,
         null_class=null_class,
