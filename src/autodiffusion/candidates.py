@@ -37,7 +37,7 @@ def score_candidates(job: Job, metric: Metric | KL, study: Study, progress: Quie
     stop = share * (budget if budget < math.inf else planned) if share < 1 else math.inf
     progress.phase("search", int(min(planned, stop)))
     progress.before(sum(event["evaluations"] for event in study.of_kind("scores")))
-    race = _race(job, metric)
+    race, ledger = _race(job, metric), _Ledger(study)
     spent = 0
     for generation in itertools.count():
         left = budget - spent
@@ -47,18 +47,46 @@ def score_candidates(job: Job, metric: Metric | KL, study: Study, progress: Quie
             while plans and _price(plans, race, samples, job) > left:
                 plans.pop()
         else:
-            plans = _affordable(plans, left, generation, job, study)
+            plans = _affordable(plans, left, generation, job, ledger)
         if not plans:
             return
         if stop < math.inf and (spent or settings.budget) and spent + _price(plans, race, samples, job) > stop:
             return
         if race:
-            entries = _lap(race, plans, samples, generation, job, study, progress)
+            entries = _lap(race, plans, samples, generation, job, ledger, progress)
         else:
-            entries = _each(plans, metric, generation, job, study, progress)
-        spent += sum(e["evaluations"] for e in study.of_kind("scores") if e["generation"] == generation)
+            entries = _each(plans, metric, generation, job, ledger, progress)
+        spent += sum(event["evaluations"] for event in ledger.of_round(generation))
         told = [(plan, _loss(entries[plan], metric)) for plan in plans]
         strategy.tell(told, {plan: e for plan in plans if (e := entries[plan].get("error")) is not None})
+
+
+class _Ledger:
+    """The scores in a study, by round and by plan; each event is read once, however often it is asked."""
+
+    def __init__(self, study: Study) -> None:
+        self.study, self._read = study, 0
+        self._rounds: dict[int, list[dict[str, Any]]] = {}
+        self._plans: dict[Plan, tuple[int, dict[str, Any]]] = {}
+
+    def of_round(self, generation: int) -> list[dict[str, Any]]:
+        """The events of a round."""
+        self._look()
+        return self._rounds.get(generation, [])
+
+    def entry(self, plan: Plan) -> tuple[int, dict[str, Any]] | None:
+        """The round in which a plan was scored last, and what is known of it since."""
+        self._look()
+        return self._plans.get(plan)
+
+    def _look(self) -> None:
+        for event in self.study.events[self._read :]:
+            if event["event"] == "scores":
+                generation = event["generation"]
+                self._rounds.setdefault(generation, []).append(event)
+                entries = {Plan.model_validate(entry["plan"]): (generation, entry) for entry in event["scores"]}
+                self._plans |= entries
+        self._read = len(self.study.events)
 
 
 def _price(plans: list[Plan], race: Race | None, samples: int, job: Job) -> int:
@@ -84,7 +112,7 @@ def _anchor(race: Race, job: Job) -> Anchor | None:
 
 
 def _lap(
-    race: Race, plans: list[Plan], samples: int, generation: int, job: Job, study: Study, progress: Quiet
+    race: Race, plans: list[Plan], samples: int, generation: int, job: Job, ledger: _Ledger, progress: Quiet
 ) -> dict[Plan, dict[str, Any]]:
     """The entries of a round in the ledger, scored now if they are not there.
 
@@ -92,7 +120,8 @@ def _lap(
         InputError: others are there.
     """
     anchor = _anchor(race, job)
-    event = next((e for e in study.of_kind("scores") if e["generation"] == generation), None)
+    study = ledger.study
+    event = next(iter(ledger.of_round(generation)), None)
     if event:
         race.skip(plans, samples, anchor)
     else:
@@ -114,13 +143,12 @@ def _lap(
     return entries
 
 
-def _affordable(plans: list[Plan], left: float, generation: int, job: Job, study: Study) -> list[Plan]:
+def _affordable(plans: list[Plan], left: float, generation: int, job: Job, ledger: _Ledger) -> list[Plan]:
     """The first of the plans whose scores are known from earlier rounds or can be paid in full."""
-    earlier = [event for event in study.of_kind("scores") if event["generation"] < generation]
-    known = {Plan.model_validate(entry["plan"]) for event in earlier for entry in event["scores"]}
     kept: list[Plan] = []
     for plan in plans:
-        left -= 0 if plan in known else job.nfe(plan) * job.settings.samples
+        known = ledger.entry(plan)
+        left -= 0 if known and known[0] < generation else job.nfe(plan) * job.settings.samples
         if left < 0:
             break
         kept.append(plan)
@@ -128,23 +156,19 @@ def _affordable(plans: list[Plan], left: float, generation: int, job: Job, study
 
 
 def _each(
-    plans: list[Plan], metric: Metric | KL, generation: int, job: Job, study: Study, progress: Quiet
+    plans: list[Plan], metric: Metric | KL, generation: int, job: Job, ledger: _Ledger, progress: Quiet
 ) -> dict[Plan, dict[str, Any]]:
     """The entries of plans that are scored in full, on noise of their own each with ``noise: fresh``."""
     settings, evaluator = job.settings, job.evaluator
-    known = {
-        Plan.model_validate(entry["plan"]): entry for event in study.of_kind("scores") for entry in event["scores"]
-    }
-    left = [plan for plan in dict.fromkeys(plans) if plan not in known]
+    left = [plan for plan in dict.fromkeys(plans) if ledger.entry(plan) is None]
     for batch in [left] if settings.noise == "common" and left else [[plan] for plan in left]:
         fresh = settings.noise == "fresh"
         seed = derive_seed(settings.seed, batch[0].digest if fresh else "search")
         before = replace(evaluator.cost)
         scores = evaluator.scores(batch, metric, settings.samples, seed, progress.tick)
         event = _event(generation, batch, scores, settings.samples, job, evaluator.cost - before)
-        study.record(event)
-        known |= dict(zip(batch, event["scores"], strict=True))
-    return known
+        ledger.study.record(event)
+    return {plan: known[1] for plan in plans if (known := ledger.entry(plan))}
 
 
 def _event(

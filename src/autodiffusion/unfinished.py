@@ -39,6 +39,7 @@ class Unfinished:
     folder: Path
     events: Callable[[], int]
     _fresh: dict[str, tuple[Task, Done]] = field(default_factory=dict)
+    _seconds: float = 0.0
 
     def __post_init__(self) -> None:
         self._at = self.events()
@@ -60,7 +61,8 @@ class Unfinished:
             for number, done in self.workers.each([task for _, task in left], tick):
                 place, task = left[number]
                 self._fresh[_name(task)] = (task, done)
-                if sum(fresh.seconds for _, fresh in self._fresh.values()) >= WORTH:
+                self._seconds += done.seconds
+                if self._seconds >= WORTH:
                     self._save()
                 yield place, done
         except KeyboardInterrupt:
@@ -73,7 +75,7 @@ class Unfinished:
 
     def clear(self) -> None:
         """Removes them all: what stands on them is in the ledger."""
-        self._fresh, self._at = {}, self.events()
+        self._fresh, self._seconds, self._at = {}, 0.0, self.events()
         if self.folder.is_dir():
             for file in self.folder.iterdir():
                 file.unlink()
@@ -82,7 +84,7 @@ class Unfinished:
     def _save(self) -> None:
         for name, (task, done) in self._fresh.items():
             save(self.folder / name, task, done)
-        self._fresh = {}
+        self._fresh, self._seconds = {}, 0.0
 
 
 def save(path: Path, task: Task, done: Done) -> None:
