@@ -3,10 +3,11 @@
     .venv/bin/python -m bench.driver_share [--record] [--budget 20000] [--out FOLDER]
 
 ``--record`` searches on the bundled model, in one process on one thread, and notes how long each block of noise and
-each round's own work (strategy, metric, ledger) take; then how long the driver is busy with each block that it hands to a Ray
-actor; all in time of the processor. Without it the times in bench/results/driver_share.json are taken. The simulation
-hands the blocks of a round to whoever is free, one after the other, and begins no round before the driver is done with
-the one before, as a search does. A slower network is the same search with longer blocks. Writes driver_share.md.
+each round's own work (strategy, metric, ledger) take; then how long the driver is busy with each block that it hands to
+a Ray actor; all in time of the processor. Without it the times in bench/results/driver_share.json are taken. The
+simulation hands the blocks of a round to whoever is free, one after the other, and begins no round before the driver is
+done with the one before, as a search does. A slower network is the same search with longer blocks. Writes
+driver_share.md.
 """
 
 from __future__ import annotations
@@ -156,10 +157,10 @@ def text(recorded: dict[str, Any]) -> str:
     lines = [
         "# The driver's share",
         "",
-        "Made by `.venv/bin/python -m bench.driver_share` from times recorded on the bundled model, on one thread. The driver",
-        f"is busy for {1000 * hand_out:.1f} ms with each block that it hands to a worker. Speed is that of so many workers over",
-        "one; in brackets, the share of the time in which the driver works: it scores, chooses, writes, hands out. Where that",
-        "is small and more workers gain nothing, a round has fewer blocks than there are workers.",
+        "Made by `.venv/bin/python -m bench.driver_share` from times recorded on the bundled model, on one thread. The",
+        f"driver is busy for {1000 * hand_out:.1f} ms with each block that it hands to a worker. Speed is that of so",
+        "many workers over one; in brackets, the share of the time in which the driver works: it scores, chooses,",
+        "writes, hands out. Where that is small and more workers gain nothing, a round has fewer blocks than workers.",
     ]
     for name, kept in recorded["searches"].items():
         rounds = [Round(**one) for one in kept]

@@ -11,14 +11,24 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 
-class InputError(Exception):
+CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))} | {ord(c): " " for c in "\t\n\v\f\r"}
+CONTROLS |= {code: f"\\u{code:04x}" for code in (0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+"""What a terminal would obey, or what would make two lines of one, as it is shown instead: it may come from a file."""
+
+
+class _ToldError(Exception):
+    def __init__(self, message: str) -> None:
+        super().__init__(message.translate(CONTROLS))
+
+
+class InputError(_ToldError):
     """What was given cannot be used. The message is one line: what, where, what to do instead.
 
     The command line prints it and exits with status 2; nothing has been written.
     """
 
 
-class RunError(Exception):
+class RunError(_ToldError):
     """The work was begun and could not be finished. The message is one line; the command line exits with status 1."""
 
 
@@ -45,4 +55,10 @@ def one_line(error: ValidationError, where: str, known: Iterable[str] = ()) -> I
         message = "is missing; give it"
     elif first["type"] == "json_invalid":
         message = f"is not a complete JSON file ({message}); write it again"
-    return InputError(": ".join(part for part in (where, place, " ".join(message.split())) if part))
+    return InputError(": ".join(part for part in (where, short(place), short(message)) if part))
+
+
+def short(text: str, most: int = 300) -> str:
+    """On one line, with the middle left out of what is too long to be read."""
+    text = " ".join(text.split())
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"

@@ -24,6 +24,7 @@ from autodiffusion.interrupts import patient
 from autodiffusion.job import REPORTED, Job, teacher_reference
 from autodiffusion.metrics import KL, Metric, build
 from autodiffusion.models import Model
+from autodiffusion.names import resolve
 from autodiffusion.plan import Plan
 from autodiffusion.pricing import load_times, save_times
 from autodiffusion.progress import Quiet
@@ -180,6 +181,7 @@ def _begin(job: Job, study: Study) -> None:
             "times": times,
             "log_snr": [schedule.log_snr(t) for t in times],
             "planned": job.strategy.planned,
+            "better": resolve("metrics", job.settings.metric).better,
             "guidance": job.evaluator.model.guidance,
             **({"layers": [vars(layer) for layer in job.evaluator.model.layers]} if job.layers else {}),
         }

@@ -16,6 +16,9 @@ from autodiffusion.errors import InputError
 MAX_BYTES = 8 * 2**30
 """The largest array that is read."""
 
+SUSPECT_BYTES, RATIO = 64 * 2**20, 200
+"""An array of more bytes than that must not be so many times as large as it is in the file."""
+
 
 class Arrays:
     """The arrays of an ``.npz`` file: types and shapes first, values only on request, and never an object.
@@ -56,6 +59,11 @@ class Arrays:
             raise InputError(
                 f"{self.path}: array '{key}' holds Python objects, which are never loaded; give plain arrays"
             )
+        if member.file_size > SUSPECT_BYTES and member.file_size > RATIO * member.compress_size:
+            raise InputError(
+                f"{self.path}: array '{key}' would be {member.file_size >> 20} MiB, out of "
+                f"{member.compress_size >> 10} KiB; no real array is, write it uncompressed if this one is"
+            )
         if math.prod(shape) * dtype.itemsize + stream.tell() != member.file_size:
             raise ValueError(f"array '{key}' is not as long as it says")
         self.shapes[key], self.types[key] = shape, dtype
@@ -82,6 +90,16 @@ class Arrays:
                 return np.asarray(file[key])
         except Exception as error:  # as above: a checksum, a compression fault, an end too early
             raise self._damaged(error) from error
+
+    def text(self, key: str) -> str:
+        """The text ``key``.
+
+        Raises:
+            InputError: as :meth:`read`, and for anything but one short text.
+        """
+        if key in self.shapes and (self.types[key].kind != "U" or self.shapes[key] or self.types[key].itemsize > 4000):
+            raise InputError(f"{self.path}: '{key}' is not a short text; make the file again")
+        return str(self.read(key))
 
     def numbers(self, key: str, dimensions: int, dtype: type[np.floating[Any]] = np.float64) -> NDArray[Any]:
         """The real array ``key`` with this number of dimensions, as ``dtype``.

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -237,12 +238,15 @@ class Plan(BaseModel):
         """Reads what :meth:`to_json` wrote.
 
         Raises:
-            InputError: not JSON, another format, an unknown key or a value out of range, with the field's name.
+            InputError: not JSON, another format, an unknown key or a value out of range, with the field's name; or a
+                solver of somebody's own in a module that this process has not imported: a plan brings no code.
         """
         try:
-            return cls.model_validate_json(text)
+            plan = cls.model_validate_json(text)
         except ValidationError as error:
             raise one_line(error, where, (*cls.model_fields, *Step.model_fields)) from None
+        check_names(plan, where)
+        return plan
 
     def save(self, path: Path | str) -> None:
         """Writes the plan to ``path`` in one piece: a reader never sees half of it."""
@@ -267,3 +271,22 @@ class Plan(BaseModel):
             reason = getattr(error, "strerror", None) or "not a text file"
             raise InputError(f"{path}: cannot be read ({reason})") from None
         return cls.from_json(text, str(path))
+
+
+def check_names(plan: Plan, where: str) -> None:
+    """Checks that all code that a plan names as ``package.module:attribute`` is here already.
+
+    A plan may come from anybody. What it names is imported where the user names it: on the command line, in settings or
+    in a program.
+
+    Raises:
+        InputError: some is not.
+    """
+    texts = [option for option in plan.solver_options.values() if isinstance(option, str)]
+    for name in (plan.solver, *texts):
+        module, colon, _ = name.partition(":")
+        if colon and module not in sys.modules:
+            raise InputError(
+                f"{where}: names code, {name!r}, which is not run because a plan says so; name it yourself as well, "
+                "with --solver, or import its module"
+            )

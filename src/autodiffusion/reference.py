@@ -238,7 +238,7 @@ def _spatial(arrays: Arrays, name: str) -> Reference | None:
 
 def _own(arrays: Arrays) -> Reference:
     """What :meth:`Reference.save` wrote."""
-    written = str(arrays.read("format"))
+    written = arrays.text("format")
     if written != FORMAT:
         raise InputError(f"{arrays.path}: has format '{written}', not '{FORMAT}'; make the reference again")
     vectors = images = None
@@ -249,6 +249,6 @@ def _own(arrays: Arrays) -> Reference:
             raise InputError(f"{arrays.path}: array 'images' is not uint8 [N, C, H, W]; make the reference again")
         images = torch.from_numpy(arrays.read("images"))
     reference = Reference(arrays.numbers("mu", 1), arrays.numbers("sigma", 2), vectors, images, None, arrays.path.stem)
-    made_with = str(arrays.read("extractor")) if "extractor" in arrays.shapes else None
-    name = str(arrays.read("name"))
+    made_with = arrays.text("extractor") if "extractor" in arrays.shapes else None
+    name = arrays.text("name")
     return replace(reference, extractor=made_with, name=name, spatial=_spatial(arrays, name))

@@ -14,7 +14,18 @@ from autodiffusion.grids import NAMED
 from autodiffusion.plan import Option
 from autodiffusion.published import published
 
+MAX_BYTES, MAX_DEPTH = 64 * 2**10, 20
+"""The largest and the most deeply nested configuration that is read."""
 Count = Annotated[int, Field(ge=1)]
+
+OPENING = (
+    yaml.FlowMappingStartToken,
+    yaml.FlowSequenceStartToken,
+    yaml.BlockMappingStartToken,
+    yaml.BlockSequenceStartToken,
+)
+CLOSING = (yaml.FlowMappingEndToken, yaml.FlowSequenceEndToken, yaml.BlockEndToken)
+"""Tokens with which a nest of YAML begins and ends."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {
@@ -212,6 +223,17 @@ def _check_layers(settings: Settings, where: str) -> None:
         )
 
 
+def _check_yaml(text: str, path: Path) -> None:
+    """Raises :class:`InputError` for what may take more than its size says: references, and deep nests."""
+    depth = 0
+    for token in yaml.scan(text):
+        if isinstance(token, yaml.AliasToken):
+            raise InputError(f"{path}: has references, such as *this, which are not taken; write it out")
+        depth += isinstance(token, OPENING) - isinstance(token, CLOSING)
+        if depth > MAX_DEPTH:
+            raise InputError(f"{path}: is nested too deeply for a configuration")
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The options in a YAML file.
 
@@ -219,9 +241,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
         InputError: it cannot be read, or is not a mapping of names to values.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(f"{path}: is larger than {MAX_BYTES >> 10} KiB and cannot be a configuration")
+        text = path.read_text(encoding="utf-8")
+        _check_yaml(text, path)
+        content = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not a text file'})") from None
+    except ValueError as error:  # of a number or a date, such as the 30th of February
+        raise InputError(f"{path}: is not YAML ({' '.join(str(error).split())})") from None
     except yaml.YAMLError as error:
         raise InputError(f"{path}: is not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):

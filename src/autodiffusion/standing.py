@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -106,12 +107,20 @@ def candidates(events: Sequence[dict[str, Any]], spent: int = 0) -> Iterator[Can
         spent += event["evaluations"]
 
 
+def rising(metric: str, events: Sequence[dict[str, Any]]) -> bool:
+    """Whether more is better. Of a metric of somebody's own the ledger says it: it is not imported to draw a report."""
+    module, colon, _ = metric.partition(":")
+    if colon and module not in sys.modules:
+        return any(event.get("better") == "higher" for event in events if event["event"] == "start")
+    return bool(resolve("metrics", metric).better == "higher")
+
+
 class Tally:
     """Adds up the events of one ledger, each once, however often it is asked."""
 
     def __init__(self, settings: Settings) -> None:
         self._metric, self._read = settings.metric, 0
-        self._sign = -1.0 if resolve("metrics", settings.metric).better == "higher" else 1.0
+        self._sign: float | None = None
         self._known: set[str] = set()
         self._rounds = self._evaluations = self._saved = 0
         self._best: Candidate | None = None
@@ -119,6 +128,8 @@ class Tally:
 
     def standing(self, events: Sequence[dict[str, Any]]) -> Standing:
         """How the search stands after ``events``, which begin with those of the call before."""
+        if self._sign is None and events:
+            self._sign = -1.0 if rising(self._metric, events) else 1.0
         for event in events[self._read :]:
             if event["event"] == "scores":
                 self._add(event)
@@ -132,7 +143,7 @@ class Tally:
     def _add(self, event: dict[str, Any]) -> None:
         for one in candidates([event]):
             self._known.add(one.key)
-            rank = (-one.samples, math.inf if one.value is None else self._sign * one.value)
+            rank = (-one.samples, math.inf if one.value is None else (self._sign or 1.0) * one.value)
             if one.own and one.allowed and one.value is not None and rank < self._rank:
                 self._best, self._rank = one, rank
         self._rounds = event["generation"] + 1

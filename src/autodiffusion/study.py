@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from autodiffusion import frames
 from autodiffusion.errors import InputError
+from autodiffusion.events import check_event
 from autodiffusion.notebook import table
 from autodiffusion.settings import Settings, read_yaml
 from autodiffusion.standing import Tally
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 CONFIG, LEDGER, PLAN, LOCK = "config.yaml", "study.jsonl", "plan.json", ".lock"
+MAX_BYTES = 256 * 2**20
+"""The largest ledger that is read; that of 2,000 candidates is below one."""
 FIRST = (LOCK, CONFIG + ".partial")
 """All that a search leaves which is killed as it begins."""
 
@@ -169,28 +172,40 @@ def stored_settings(folder: Path) -> Settings:
     return Settings.of(str(folder / CONFIG), **read_yaml(folder / CONFIG))
 
 
+def _damaged(path: Path, number: int, why: str) -> InputError:
+    reason = f" ({why})" if why else ""
+    return InputError(
+        f"{path}: line {number} is not an event of a search{reason}; restore the file or start in another folder"
+    )
+
+
 def read_events(path: Path, *, mend: bool = False) -> list[dict[str, Any]]:
     """The events of a ledger. A torn last line, left by a writer that was killed, is dropped with a warning.
 
     Args:
-        mend: cut the torn line off the file as well, so that the next event starts on a line of its own.
+        mend: it is gone on with: cut the torn line off the file as well, so that the next event starts on a line of its
+            own, and take no plan that names code which is not here.
 
     Raises:
-        InputError: a line other than the last cannot be read.
+        InputError: a line other than the last cannot be read, or the file is larger than any ledger.
     """
     if not path.exists():
         return []
-    *lines, torn = path.read_bytes().split(b"\n")
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(f"{path}: is larger than {MAX_BYTES >> 20} MiB and cannot be a ledger")
+        *lines, torn = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     events = []
     for number, line in enumerate(lines, 1):
         try:
             event = json.loads(line)
-        except ValueError:
-            event = None
-        if not isinstance(event, dict) or "event" not in event:
-            raise InputError(
-                f"{path}: line {number} is not an event of a search; restore the file or start in another folder"
-            )
+            check_event(event, f"{path}: line {number}", run=mend)
+        except (ValueError, RecursionError):
+            raise _damaged(path, number, "") from None
+        except InputError as error:
+            raise _damaged(path, number, str(error).removeprefix(f"{path}: line {number}: ")) from None
         events.append(event)
     if torn:
         warnings.warn(f"{path}: the last line was cut off and is dropped", stacklevel=2)

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from autodiffusion.errors import InputError
-from autodiffusion.names import resolve
 from autodiffusion.settings import Settings
-from autodiffusion.standing import Candidate, candidates
+from autodiffusion.standing import Candidate, candidates, rising
 from autodiffusion.study import CONFIG, LEDGER, read_events, stored_settings
 
 SAMPLING_TIMES = "sampling_times.json"
@@ -132,7 +131,7 @@ class Run:
     @cached_property
     def rising(self) -> bool:
         """Whether more is better."""
-        return bool(resolve("metrics", self.settings.metric).better == "higher")
+        return rising(self.settings.metric, self.events)
 
     @cached_property
     def ranked(self) -> list[Candidate]:
