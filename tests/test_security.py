@@ -6,6 +6,7 @@ import json
 import re
 import sys
 import zipfile
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from autodiffusion.settings import read_yaml
 from autodiffusion.study import CONFIG, LEDGER, Study
 
 TRAP = """
+from importlib import import_module
 from pathlib import Path
 from autodiffusion.solvers import Solver
 Path("sprung").touch()
@@ -63,7 +65,7 @@ def test_a_plan_brings_no_code(command: Command, trap: Path, content: dict[str, 
 
 def test_code_that_the_user_names_is_run(trap: Path) -> None:
     Path("plan.json").write_text(json.dumps(NAMED[0]))
-    __import__("trap_module")
+    import_module("trap_module")
     assert trap.exists()
     assert Plan.load("plan.json").solver == "trap_module:Own"
 
