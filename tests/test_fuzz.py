@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import re
@@ -179,7 +180,8 @@ def tree_changed(draw: st.DrawFn, text: str) -> Any:
         holder, key = known[draw(st.integers(0, len(known) - 1))]
         match draw(st.sampled_from(["odd", "odd", "delete", "move", "new", "double"])):
             case "odd":
-                holder[key] = draw(st.one_of(st.sampled_from(ODD), st.integers(), st.floats(), st.text(max_size=9)))
+                odd = st.sampled_from(ODD).map(copy.deepcopy)  # or a later change would be within all that were drawn
+                holder[key] = draw(st.one_of(odd, st.integers(), st.floats(), st.text(max_size=9)))
             case "delete":
                 del holder[key]
             case "move":

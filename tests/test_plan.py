@@ -65,7 +65,8 @@ WRITTEN = """{
 """
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
-options = st.dictionaries(st.text(max_size=8), st.booleans() | st.integers() | finite | st.text(max_size=8), max_size=4)
+names = st.text(max_size=8).filter(lambda text: ":" not in text)  # package.module:attribute is code, and not taken
+options = st.dictionaries(st.text(max_size=8), st.booleans() | st.integers() | finite | names, max_size=4)
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | finite | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
@@ -80,7 +81,7 @@ def plans(draw: st.DrawFn) -> Plan:
     end = times.pop() if len(times) > 1 and draw(st.booleans()) else None
     steps = tuple(Step(t=t, skip=draw(st.frozensets(st.integers(0, 60), max_size=5))) for t in times)
     origin = draw(st.dictionaries(st.text(max_size=8), plain, max_size=3))
-    return Plan(solver=draw(st.text()), solver_options=draw(options), steps=steps, end=end, origin=origin)
+    return Plan(solver=draw(names), solver_options=draw(options), steps=steps, end=end, origin=origin)
 
 
 # JSON

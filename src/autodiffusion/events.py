@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from itertools import pairwise
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from autodiffusion.errors import one_line
-from autodiffusion.plan import Number, Plan, check_names
+from autodiffusion.plan import Plan, check_names
 
-Whole = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
+HUGE = 2**53
+"""No number in a ledger is larger; above, not every whole number is a float."""
+Number = Annotated[float, Field(ge=-HUGE, le=HUGE, allow_inf_nan=False)]
+Whole = Annotated[int, Field(ge=0, lt=2**63)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Costs = dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
+Costs = dict[str, Annotated[Number, Field(ge=0)]]
+
+
+def _of_size(plan: Plan) -> Plan:
+    numbers = [*plan.times, plan.end or 0.0, *(number for params in plan.params for number in params.values())]
+    if any(abs(number) > HUGE for number in numbers):
+        raise ValueError("has a number that is too large")
+    return plan
+
+
+Scored = Annotated[Plan, AfterValidator(_of_size)]
 
 
 class _Part(BaseModel):
@@ -21,7 +35,7 @@ class _Part(BaseModel):
 
 
 class _Entry(_Part):
-    plan: Plan
+    plan: Scored
     value: Number | None
     problem: str | None
     error: Number | None = None
@@ -48,7 +62,7 @@ class _Searched(_Part):
 
 class _Row(_Part):
     name: str
-    plan: Plan
+    plan: Scored
     samples: Whole
     seed: Whole
     nfe: Annotated[Whole, Field(ge=1)]
@@ -79,6 +93,9 @@ class _Start(_Part):
     def _as_many(self) -> _Start:
         if len(self.times) != len(self.log_snr):
             raise ValueError("times and log_snr are not equally many")
+        numbers = [layer.number for layer in self.layers]
+        if any(after <= before for before, after in pairwise(numbers)):
+            raise ValueError("the numbers of layers do not rise")
         return self
 
 
@@ -106,8 +123,8 @@ _EVENT: TypeAdapter[_Start | _Scores | _Confirm] = TypeAdapter(
 )
 
 
-def check_event(event: Any, where: str, *, run: bool = False) -> None:
-    """Checks that an event has all that is read of it later.
+def check_event(line: bytes, where: str, *, run: bool = False) -> None:
+    """Checks that an event has all that is read of it later, as it is: no text stands for a number.
 
     Args:
         run: its plans may be run: all code that they name must be here already.
@@ -116,7 +133,7 @@ def check_event(event: Any, where: str, *, run: bool = False) -> None:
         InputError: it has not, or a plan names other code.
     """
     try:
-        checked = _EVENT.validate_python(event)
+        checked = _EVENT.validate_json(line, strict=True)
     except ValidationError as error:
         raise one_line(error, where) from None
     parts: list[_Entry] | list[_Row] = []

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from autodiffusion.errors import InputError
+from autodiffusion.errors import InputError, short
 
 MAX_BYTES = 8 * 2**30
 """The largest array that is read."""
@@ -69,7 +69,7 @@ class Arrays:
         self.shapes[key], self.types[key] = shape, dtype
 
     def _damaged(self, error: Exception) -> InputError:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = short(str(error)) or type(error).__name__
         return InputError(f"{self.path}: is not a complete .npz file ({reason}); write or download it again")
 
     def read(self, key: str) -> NDArray[Any]:

@@ -284,8 +284,8 @@ def check_names(plan: Plan, where: str) -> None:
     """
     texts = [option for option in plan.solver_options.values() if isinstance(option, str)]
     for name in (plan.solver, *texts):
-        module, colon, _ = name.partition(":")
-        if colon and module not in sys.modules:
+        module, _, attribute = name.partition(":")
+        if module and attribute and module not in sys.modules:
             raise InputError(
                 f"{where}: names code, {name!r}, which is not run because a plan says so; name it yourself as well, "
                 "with --solver, or import its module"

@@ -201,7 +201,7 @@ def read_events(path: Path, *, mend: bool = False) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             event = json.loads(line)
-            check_event(event, f"{path}: line {number}", run=mend)
+            check_event(line, f"{path}: line {number}", run=mend)
         except (ValueError, RecursionError):
             raise _damaged(path, number, "") from None
         except InputError as error:
