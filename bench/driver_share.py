@@ -26,11 +26,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from autodiffusion import Plan, Settings
+from autodiffusion import Plan, Settings, load_model
 from autodiffusion.actor import Recipe
-from autodiffusion.blocks import Done, Task, Workers
+from autodiffusion.blocks import Done, Sampler, Task, Workers
 from autodiffusion.cluster import Cluster
-from autodiffusion.job import Job
+from autodiffusion.errands import Here
+from autodiffusion.features import load as load_features
 from autodiffusion.loop import explore
 from autodiffusion.sampling import Tick
 
@@ -97,8 +98,8 @@ class Recorder:
 
 def record(options: dict[str, Any]) -> list[Round]:
     """The rounds of a search on the bundled model, its confirmation left out."""
-    settings = Settings.of(model="mnist", steps=4, threads=1, **options)
-    recorder = Recorder(Job.of(settings).evaluator.workers)
+    settings, model = Settings.of(model="mnist", steps=4, threads=1, **options), load_model("mnist")
+    recorder = Recorder(Here(Sampler(model, load_features(model.features))))
     with tempfile.TemporaryDirectory() as folder:
         explore(settings, Path(folder) / "run", 1.0, workers=recorder)
     return recorder.rounds
