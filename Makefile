@@ -24,8 +24,8 @@ $(STAMP): constraints.txt pyproject.toml
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
 	@touch $@
 
-test: $(STAMP) ## the tests; ARGS="-k plan -x" goes to pytest
-	$(BIN)/python -m pytest $(ARGS)
+test: $(STAMP) ## the tests, one process a core; ARGS="-k plan -x" goes to pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 test-slow: $(STAMP) ## the tests marked slow
 	$(BIN)/python -m pytest -m slow $(ARGS)

@@ -109,8 +109,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         "Made by `python -m bench.solvers`; the rows are in `solvers.json`.",
         "",
         "FID [95 % interval] on fresh noise, and network evaluations for one sample where they are not the steps.",
-        "Models, steps and solvers that are missing have not been run. The best grid is "
-        "that of those that searches begin with.",
+        "Models, steps and solvers that are missing have not been run. The best grid is the best of all "
+        "named ones with DDIM. Searches made before 2026-11-27 did not begin with Align Your Steps.",
     ]
     for model in dict.fromkeys(row["model"] for row in rows):
         here = [row for row in rows if row["model"] == model]
