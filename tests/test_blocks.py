@@ -11,8 +11,9 @@ import small
 import torch
 from torch import Tensor
 
-from autodiffusion import Evaluator, Plan
+from autodiffusion import Evaluator, Plan, RunError
 from autodiffusion.blocks import Done, Sampler, Task
+from autodiffusion.errands import Here
 from autodiffusion.evaluate import Pool
 from autodiffusion.features import Features
 from autodiffusion.features import load as load_features
@@ -125,6 +126,21 @@ def test_memory_that_is_too_small_for_one_sample_is_an_error() -> None:
     with pytest.raises(torch.OutOfMemoryError):
         broken.run(Task("a", 0, range(8), (Plan.of("ddim", [50.0]),)))
     assert broken.most == 1
+
+
+def test_a_device_that_has_failed_is_no_plans_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def network(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be ...")
+
+    broken = Sampler(replace(small.model(), network=network), load_features("small:features"))
+    task = Task("a", 0, range(8), (Plan.of("ddim", [50.0]),))
+    [(_, done)] = Here(broken).each([task])  # the device still computes
+    assert done.found == ["sampling failed (RuntimeError: CUDA error: an illegal memory access was encountered)"]
+    monkeypatch.setattr(Sampler, "sound", lambda self: False)
+    with pytest.raises(
+        RunError, match=r"device 'cpu': failed \(RuntimeError: CUDA error: .*\); what was scored is kept"
+    ):
+        list(Here(broken).each([task]))
 
 
 def test_states_of_another_step_are_not_gone_on_from() -> None:

@@ -16,9 +16,14 @@ CONTROLS |= {code: f"\\u{code:04x}" for code in (0x2028, 0x2029, *range(0x202A, 
 """What a terminal would obey, or what would make two lines of one, as it is shown instead: it may come from a file."""
 
 
+LONGEST = 1200
+"""Characters of a message; of one that quotes more from a file the middle is left out."""
+
+
 class _ToldError(Exception):
     def __init__(self, message: str) -> None:
-        super().__init__(message.translate(CONTROLS))
+        text = message.translate(CONTROLS)
+        super().__init__(text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}")
 
 
 class InputError(_ToldError):
