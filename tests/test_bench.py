@@ -37,7 +37,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(models, "REAL", 4000)
-        for part in ("report", "picture"):  # of a search; they have tests of their own
+        for part in ("report", "show"):  # of a search; they have tests of their own
             patch.setattr(f"autodiffusion.loop.{part}", lambda *_: None)
         compare.main(["--reduced", "--runs", "runs"])
         yield folder

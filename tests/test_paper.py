@@ -227,7 +227,7 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "sd-v1-5": sd | {"title": "tiny v1-5", "model": str(folder / "v1-5")},
     }
     file = folder / "systems.yaml"
-    file.write_text(yaml.safe_dump({"systems": systems, "every": EVERY_SMALL}))
+    file.write_text(yaml.safe_dump({"systems": json.loads(json.dumps(systems)), "every": EVERY_SMALL}))
     return file
 
 
