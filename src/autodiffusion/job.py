@@ -14,7 +14,7 @@ from autodiffusion.costs import Costs
 from autodiffusion.errors import InputError
 from autodiffusion.evaluate import Evaluator
 from autodiffusion.free import OfSteps
-from autodiffusion.grids import NAMED
+from autodiffusion.grids import NAMED, fitting
 from autodiffusion.inputs import check_source, find_reference, prepare, teacher_plan
 from autodiffusion.layered import LayeredSpace
 from autodiffusion.metrics import KL, Metric
@@ -27,7 +27,7 @@ from autodiffusion.published import read
 from autodiffusion.reference import Reference
 from autodiffusion.reference import load as load_reference
 from autodiffusion.resample import resample
-from autodiffusion.settings import OF_MODEL, PRESETS, Settings
+from autodiffusion.settings import OF_MODEL, Settings
 from autodiffusion.solvers import build
 from autodiffusion.space import SearchSpace
 from autodiffusion.strategies import Strategy
@@ -159,16 +159,12 @@ def _pricing(settings: Settings, model: Model, times: Costs | None) -> Pricing:
 
 
 def _starts(settings: Settings, space: SearchSpace, model: Model, layers: LayeredSpace | None) -> dict[str, Plan]:
-    """What the search begins with, by name; of the grids that nobody asked for, those that fit the noise schedule."""
-    asked_for = settings.starts != PRESETS[settings.preset]["starts"]
-    starts = {}
-    for name in settings.starts:
-        try:
-            starts[name] = _start(name, space, model, layers, settings.seed)
-        except InputError:
-            if asked_for:
-                raise
-    return starts
+    """What the search begins with, by name; of all named grids, which nobody chose, those that fit the schedule."""
+
+    def make(name: str) -> Plan:
+        return _start(name, space, model, layers, settings.seed)
+
+    return fitting(make) if settings.starts == list(NAMED) else {name: make(name) for name in settings.starts}
 
 
 def _start(name: str, space: SearchSpace, model: Model, layers: LayeredSpace | None, seed: int) -> Plan:
