@@ -13,15 +13,14 @@ import torch
 from conftest import Command, refused_model
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+from test_text_to_image import SEED, final, texts_of
 from tiny_flow import packed, whole
 from torch import Tensor, nn
 
 from autodiffusion import InputError, Model, Plan, apply, load_model, sample
 from autodiffusion.flow import FlowSchedule
 from autodiffusion.grids import grid
-from autodiffusion.sampling import Cost, walk
 
-SEED = 3
 TEXTS = ("a cat", "two dogs on a bed", "the sea", "a red bus", "snow", "an old man with a hat", "tea")
 SD3, FLUX = "StableDiffusion3Pipeline", "FluxPipeline"
 SMALL: dict[str, dict[str, Any]] = {SD3: {}, FLUX: {"model_options": {"height": 16, "width": 16}}}
@@ -47,18 +46,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def loaded(folder: Path, kind: str, **options: Any) -> Model:
     captions = {"captions": str(folder / "captions.txt")}
     return load_model(str(folder / kind), **(captions | SMALL[kind] | options))
-
-
-def final(model: Model, plan: Plan, count: int) -> Tensor:
-    [(_, x)] = walk(model, [plan], range(count), SEED, Cost())
-    return x
-
-
-def texts_of(model: Model, count: int) -> list[str]:
-    condition = model.condition(range(count), SEED)
-    assert model.captions is not None
-    assert condition is not None
-    return [model.captions.texts[number] for number in condition.tolist()]
 
 
 def laid_out(kind: str, x: Tensor) -> Tensor:
