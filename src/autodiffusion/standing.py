@@ -141,10 +141,13 @@ class Tally:
         return Standing(**vars(done) | {"samples": self._best.samples, "value": self._best.value, "plan": plan})
 
     def _add(self, event: dict[str, Any]) -> None:
+        first_look = event.get("extrapolated", False)  # no value of the metric: of a FID it may be below 0
         for one in candidates([event]):
             self._known.add(one.key)
             rank = (-one.samples, math.inf if one.value is None else (self._sign or 1.0) * one.value)
-            if one.own and one.allowed and one.value is not None and rank < self._rank:
+            if first_look or not one.own or not one.allowed or one.value is None:
+                continue
+            if rank < self._rank:
                 self._best, self._rank = one, rank
         self._rounds = event["generation"] + 1
         self._evaluations += event["evaluations"]
