@@ -53,8 +53,10 @@ FRESH = {"mixture": 10_000, "empirical": 4_000, "bundled": 2_000}
 """Samples of a figure on fresh noise."""
 BATCH = {"mixture": 250, "empirical": 250, "bundled": 100}
 SAMPLES = {"mixture": 2_000, "empirical": 1_000, "bundled": 200}
-"""For a candidate of the paper preset, Algorithm 1 and random search: as many as two cores can afford in some hours.
-The released experiments take 1,000 to 5,000."""
+"""For a candidate of the paper preset and of Algorithm 1: as many as two cores can afford in some hours. The released
+experiments take 1,000 to 5,000."""
+FEW = {"mixture": 500, "empirical": 200, "bundled": 100}
+"""For a candidate of random search, and with 10 steps on the bundled model."""
 POINTS = 12
 """Most points of a curve that are scored and kept."""
 REDUCED: dict[str, Any] = {"budget": 12_000, "samples": 40, "fresh": 200}
@@ -85,11 +87,11 @@ class Job:
         return int(REDUCED["fresh"]) if self.reduced else FRESH[self.model]
 
     def settings(self) -> Settings:
-        """Of the search: the method's own, the paper preset and its kin with :data:`SAMPLES`."""
+        """Of the search: the method's own, the paper preset and its kin with :data:`SAMPLES` or :data:`FEW`."""
         options = METHODS[self.method] | {"confirm_samples": 2, "finalists": 1}  # the choice is made in result()
         if options["preset"] == "paper":
-            few = self.model == "bundled" and (self.steps == 10 or self.method == "random")
-            options["samples"] = 100 if few else SAMPLES[self.model]
+            few = self.method == "random" or (self.model, self.steps) == ("bundled", 10)
+            options["samples"] = (FEW if few else SAMPLES)[self.model]
             options["samples"] = REDUCED["samples"] if self.reduced else options["samples"]
         return Settings.of(
             model=f"bench.models:{self.model}",
