@@ -10,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autodiffusion.evaluate import derive_seed
-from autodiffusion.grids import NAMED, grid
-from autodiffusion.models import Model
-from autodiffusion.plan import Plan
-from autodiffusion.solvers import build, solve
-from autodiffusion.space import SearchSpace
+from autodiffusion._evaluation.evaluate import derive_seed
+from autodiffusion._plans.grids import NAMED, grid
+from autodiffusion._plans.plan import Plan
+from autodiffusion._spaces.space import SearchSpace
+from autodiffusion.models._model import Model
+from autodiffusion.solvers._base import build, solve
 from autodiffusion.strategies.ladder import Asking, Ladder
 from bench._gradient import differentiable, falling
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autodiffusion.models import Model
+from autodiffusion.models._model import Model
 
 
 def falling(logits: Tensor, last: int) -> Tensor:

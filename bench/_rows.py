@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from autodiffusion.study import write
+from autodiffusion._study.study import write
 
 
 def load(path: Path, again: bool = False) -> list[dict[str, Any]]:

@@ -20,14 +20,14 @@ from typing import Any, TypeAlias
 
 import torch
 
-from autodiffusion.candidates import score_candidates
-from autodiffusion.job import Job
-from autodiffusion.metrics import build
-from autodiffusion.plan import Plan
-from autodiffusion.progress import Quiet
-from autodiffusion.settings import Settings
+from autodiffusion._plans.plan import Plan
+from autodiffusion._search.candidates import score_candidates
+from autodiffusion._search.job import Job
+from autodiffusion._study.settings import Settings
+from autodiffusion._study.study import Study, write
+from autodiffusion._views.progress import Quiet
+from autodiffusion.metrics._build import build
 from autodiffusion.strategies.ladder import Asking, Ladder
-from autodiffusion.study import Study, write
 from bench import _rows, compare
 from bench._curves import Row, Run
 

@@ -28,17 +28,19 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
-from autodiffusion.candidates import standings
-from autodiffusion.evaluate import Evaluator, derive_seed
-from autodiffusion.grids import NAMED
-from autodiffusion.inputs import check_source, plan_of, prepare
-from autodiffusion.loop import choice, choose, search
-from autodiffusion.metrics import KL, Metric, build
-from autodiffusion.models import load
-from autodiffusion.plan import Plan
-from autodiffusion.progress import Quiet, Shown
-from autodiffusion.settings import Settings, read_yaml
-from autodiffusion.study import CONFIG, LEDGER, PLAN, read_events, write
+from autodiffusion._evaluation.evaluate import Evaluator, derive_seed
+from autodiffusion._plans.grids import NAMED
+from autodiffusion._plans.plan import Plan
+from autodiffusion._search.candidates import standings
+from autodiffusion._search.inputs import check_source, plan_of, prepare
+from autodiffusion._search.loop import choice, choose, search
+from autodiffusion._study.settings import Settings, read_yaml
+from autodiffusion._study.study import CONFIG, LEDGER, PLAN, read_events, write
+from autodiffusion._views.progress import Progress, Quiet
+from autodiffusion.metrics import Metric
+from autodiffusion.metrics._build import build
+from autodiffusion.metrics.kl import KL
+from autodiffusion.models._load import load
 from bench._curves import Row, draw, read, table
 from bench.models import reference_of
 
@@ -281,7 +283,7 @@ def work(job: Job, args: argparse.Namespace, out: Path) -> None:
                 return
             start = time.monotonic()
             if job.method != "grids" and not args.import_runs:
-                with Shown() as progress:
+                with Progress() as progress:
                     search(job.settings(), study, progress)
             content = grids(job) if job.method == "grids" else result(job, study)
             save(content, out)

@@ -27,13 +27,13 @@ from pathlib import Path
 from typing import Any
 
 from autodiffusion import Plan, Settings, load_model
-from autodiffusion.actor import Recipe
-from autodiffusion.blocks import Done, Sampler, Task, Workers
-from autodiffusion.cluster import Cluster
-from autodiffusion.errands import Here
-from autodiffusion.features import load as load_features
-from autodiffusion.loop import explore
-from autodiffusion.sampling import Tick
+from autodiffusion._sampling.actor import Recipe
+from autodiffusion._sampling.blocks import Done, Sampler, Task, Workers
+from autodiffusion._sampling.cluster import Cluster
+from autodiffusion._sampling.errands import Here
+from autodiffusion._sampling.sampling import Tick
+from autodiffusion._search.loop import explore
+from autodiffusion.features._base import load as load_features
 
 RESULTS = Path(__file__).parent / "results"
 WORKERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)

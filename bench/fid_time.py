@@ -19,9 +19,9 @@ from functools import partial
 import numpy as np
 import torch
 
+from autodiffusion._references.reference import Reference
 from autodiffusion.features import Features
 from autodiffusion.metrics.fid import FID
-from autodiffusion.reference import Reference
 
 SIZES = ((2048, 1000), (64, 500))
 """Numbers of features and of samples: of Inception, and of the bundled model's classifier."""

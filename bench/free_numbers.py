@@ -39,15 +39,16 @@ import torch
 from cmaes import CMA
 from scipy.optimize import Bounds, minimize
 
-from autodiffusion.candidates import standings
-from autodiffusion.evaluate import Pool, derive_seed, score_of
-from autodiffusion.job import Job
-from autodiffusion.loop import choice, choose, explore, search
-from autodiffusion.metrics import Metric, build
-from autodiffusion.plan import Plan
-from autodiffusion.progress import Quiet
-from autodiffusion.settings import Settings
-from autodiffusion.study import LEDGER, read_events, write
+from autodiffusion._evaluation.evaluate import Pool, derive_seed, score_of
+from autodiffusion._plans.plan import Plan
+from autodiffusion._search.candidates import standings
+from autodiffusion._search.job import Job
+from autodiffusion._search.loop import choice, choose, explore, search
+from autodiffusion._study.settings import Settings
+from autodiffusion._study.study import LEDGER, read_events, write
+from autodiffusion._views.progress import Quiet
+from autodiffusion.metrics import Metric
+from autodiffusion.metrics._build import build
 from bench import _free_numbers, _rows
 from bench.compare import BATCH, FRESH, judge
 from bench.models import reference_of

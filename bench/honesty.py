@@ -27,15 +27,16 @@ from typing import Any
 
 import numpy as np
 
-from autodiffusion.evaluate import derive_seed
+from autodiffusion._evaluation.evaluate import derive_seed
+from autodiffusion._plans.plan import Plan
+from autodiffusion._search.inputs import find_reference, prepare
+from autodiffusion._search.loop import search
+from autodiffusion._study.settings import Settings
+from autodiffusion._study.study import LEDGER, read_events
 from autodiffusion.features import Features
-from autodiffusion.inputs import find_reference, prepare
-from autodiffusion.loop import search
-from autodiffusion.metrics import Metric, build
-from autodiffusion.models import load
-from autodiffusion.plan import Plan
-from autodiffusion.settings import Settings
-from autodiffusion.study import LEDGER, read_events
+from autodiffusion.metrics import Metric
+from autodiffusion.metrics._build import build
+from autodiffusion.models._load import load
 from bench.models import reference_of
 
 MODELS, SOLVERS, STEPS = ("mixture", "empirical"), ("ddim", "dpm_solver++"), (4, 6)

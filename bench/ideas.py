@@ -34,15 +34,16 @@ import torch
 from scipy.optimize import Bounds, LinearConstraint, minimize
 from torch import Tensor
 
-from autodiffusion.evaluate import Evaluator, derive_seed
-from autodiffusion.features import load as load_features
-from autodiffusion.grids import NAMED, grid, spread
-from autodiffusion.metrics import build
-from autodiffusion.models import Model
-from autodiffusion.plan import Plan
-from autodiffusion.reference import load as load_reference
-from autodiffusion.solvers import Solver, solve
-from autodiffusion.solvers import build as build_solver
+from autodiffusion._evaluation.evaluate import Evaluator, derive_seed
+from autodiffusion._plans.grids import NAMED, grid, spread
+from autodiffusion._plans.plan import Plan
+from autodiffusion._references.reference import load as load_reference
+from autodiffusion.features._base import load as load_features
+from autodiffusion.metrics._build import build
+from autodiffusion.models._model import Model
+from autodiffusion.solvers import Solver
+from autodiffusion.solvers._base import build as build_solver
+from autodiffusion.solvers._base import solve
 from bench import _rows, models
 from bench._gradient import differentiable, falling
 from bench.compare import FRESH

@@ -27,9 +27,10 @@ import numpy as np
 import torch
 from diffusers import UNet2DModel
 
-from autodiffusion import Model, NoiseSchedule, Plan, Step, timing
-from autodiffusion.sampling import Cost, walk
-from autodiffusion.timing import layer_times
+from autodiffusion import Model, NoiseSchedule, Plan, Step
+from autodiffusion._evaluation import timing
+from autodiffusion._evaluation.timing import layer_times
+from autodiffusion._sampling.sampling import Cost, walk
 
 CLOCKS = ("processor", "wall")
 Times = tuple[float, float]

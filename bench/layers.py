@@ -20,19 +20,20 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from autodiffusion.candidates import standings
-from autodiffusion.confirm import confirm, figure
-from autodiffusion.inputs import check_source, find_reference, prepare
-from autodiffusion.loop import Result, search
-from autodiffusion.metrics import build
-from autodiffusion.models import Model, load
-from autodiffusion.plan import Plan
-from autodiffusion.pricing import Pricing
-from autodiffusion.progress import Shown
-from autodiffusion.settings import Settings
+from autodiffusion._evaluation.confirm import confirm, figure
+from autodiffusion._plans.plan import Plan
+from autodiffusion._search.candidates import standings
+from autodiffusion._search.inputs import check_source, find_reference, prepare
+from autodiffusion._search.loop import Result, search
+from autodiffusion._search.pricing import Pricing
+from autodiffusion._study.settings import Settings
+from autodiffusion._study.study import LEDGER, read_events, write
+from autodiffusion._views.progress import Progress
+from autodiffusion.metrics._build import build
+from autodiffusion.models._load import load
+from autodiffusion.models._model import Model
 from autodiffusion.strategies.ladder import Asking
 from autodiffusion.strategies.prune import Prune
-from autodiffusion.study import LEDGER, read_events, write
 from bench import _rows
 
 FOUND, FEWER, RANDOM = "found", "fewer whole steps", "random sets of layers"
@@ -71,7 +72,7 @@ def searched(args: argparse.Namespace, name: str, **options: Any) -> tuple[Resul
         budget=args.limit,
         **options,
     )
-    with Shown() as progress:
+    with Progress() as progress:
         return search(settings, folder, progress), folder
 
 

@@ -18,8 +18,8 @@ import tempfile
 import torch
 
 from autodiffusion import load_model
-from autodiffusion.inputs import plan_of
-from autodiffusion.sampling import Cost, walk
+from autodiffusion._sampling.sampling import Cost, walk
+from autodiffusion._search.inputs import plan_of
 
 DEMO = ["--steps", "4", "--solver", "gls", "--budget", "80000"]
 """What ``make demo`` searches."""

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from autodiffusion import Model, NoiseSchedule, load_model
+from autodiffusion._references.reference import Reference
 from autodiffusion.features import Extractor
-from autodiffusion.features import load as load_features
-from autodiffusion.reference import Reference
+from autodiffusion.features._base import load as load_features
 
 SHAPE = (1, 16, 16)
 DIMENSION = 256

@@ -26,15 +26,15 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from autodiffusion import loop
-from autodiffusion.evaluate import Pool
+from autodiffusion._evaluation.evaluate import Pool
+from autodiffusion._names import resolve
+from autodiffusion._plans.plan import Plan
+from autodiffusion._search import loop
+from autodiffusion._study.settings import Settings
+from autodiffusion._study.study import Study
+from autodiffusion._views.progress import Quiet
 from autodiffusion.features import Extractor
-from autodiffusion.models import Model
-from autodiffusion.names import resolve
-from autodiffusion.plan import Plan
-from autodiffusion.progress import Quiet
-from autodiffusion.settings import Settings
-from autodiffusion.study import Study
+from autodiffusion.models._model import Model
 
 NETWORKS = ("network", "feature network")
 SETUP = "setup"

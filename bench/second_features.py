@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autodiffusion import features
-from autodiffusion.reference import Reference
+from autodiffusion._references.reference import Reference
+from autodiffusion.features import _base as features
 
 NAME = "bench.second_features:extractor"
 RESULTS = Path(__file__).parent / "results"

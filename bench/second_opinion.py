@@ -23,24 +23,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autodiffusion import reference
-from autodiffusion.confirm import Row, figure
-from autodiffusion.errors import InputError
-from autodiffusion.evaluate import derive_seed
+from autodiffusion._errors import InputError
+from autodiffusion._evaluation.confirm import Row, figure
+from autodiffusion._evaluation.evaluate import derive_seed
+from autodiffusion._plans.plan import Plan
+from autodiffusion._references import reference
+from autodiffusion._report import picture
+from autodiffusion._sampling.sampling import nfe, sample
+from autodiffusion._search.inputs import plan_of
+from autodiffusion._study.study import write
+from autodiffusion._views.progress import Progress
 from autodiffusion.features import Extractor, Features
-from autodiffusion.features import load as load_features
-from autodiffusion.inputs import plan_of
-from autodiffusion.metrics import Interval, Metric, interval
+from autodiffusion.features._base import load as load_features
+from autodiffusion.metrics import Metric
+from autodiffusion.metrics._base import Interval, interval
 from autodiffusion.metrics.fid import FID
 from autodiffusion.metrics.kid import KID
 from autodiffusion.metrics.precision import Precision
 from autodiffusion.metrics.recall import Recall
-from autodiffusion.models import Model, load
-from autodiffusion.plan import Plan
-from autodiffusion.progress import Shown
-from autodiffusion.report import picture
-from autodiffusion.sampling import nfe, sample
-from autodiffusion.study import write
+from autodiffusion.models._load import load
+from autodiffusion.models._model import Model
 from bench import _rows
 from bench.second_features import NAME, REFERENCE
 
@@ -129,7 +131,7 @@ class Judges:
 def row_of(name: str, plan: Plan, model: Model, judges: Judges, samples: int, seed: int) -> dict[str, Any]:
     """The row of one plan."""
     evaluations = nfe(plan, model)
-    with Shown() as progress:
+    with Progress() as progress:
         progress.phase(name, samples * evaluations)
         images = sample(model, plan, samples, derive_seed(seed, "confirm"), tick=progress.tick)
     scores, classes = judges(images)

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from autodiffusion import Model, NoiseSchedule, Settings, search
-from autodiffusion.study import LEDGER
+from autodiffusion._study.study import LEDGER
 
 SHAPE, FEATURES = (1, 4, 4), 64
 OF_MODEL = {"model": "bench.sizes:model", "features": "bench.sizes:features"}
@@ -78,7 +78,7 @@ def settings(folder: Path, candidates: int, samples: int, noise: str) -> Setting
 
 def once(folder: Path, candidates: int, samples: int, noise: str) -> dict[str, float]:
     """Searches or resumes in this process, without picture and report; seconds of the processor and peak MiB."""
-    loop: Any = import_module("autodiffusion.loop")
+    loop: Any = import_module("autodiffusion._search.loop")
     loop.report, loop.show = lambda *parts: None, lambda *parts: None
     start = time.process_time()
     search(settings(folder, candidates, samples, noise), folder / "run")

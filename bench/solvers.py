@@ -19,15 +19,15 @@ from typing import Any
 
 import torch
 
-from autodiffusion.confirm import confirm, figure
-from autodiffusion.contest import search_solvers
-from autodiffusion.grids import NAMED
-from autodiffusion.inputs import plan_of
-from autodiffusion.loop import search
-from autodiffusion.plan import Plan
-from autodiffusion.progress import Shown
-from autodiffusion.settings import Settings
-from autodiffusion.study import LEDGER, read_events, write
+from autodiffusion._evaluation.confirm import confirm, figure
+from autodiffusion._plans.grids import NAMED
+from autodiffusion._plans.plan import Plan
+from autodiffusion._search.contest import search_solvers
+from autodiffusion._search.inputs import plan_of
+from autodiffusion._search.loop import search
+from autodiffusion._study.settings import Settings
+from autodiffusion._study.study import LEDGER, read_events, write
+from autodiffusion._views.progress import Progress
 from bench import _rows
 from bench.compare import BATCH, FRESH, MODELS, STEPS, check, judge
 from bench.models import reference_of
@@ -67,7 +67,7 @@ def searched(args: argparse.Namespace, model: str, steps: int, entry: str) -> di
     }
     folder = args.runs / f"{model}-{steps}-{entry.replace(', ', '-').replace(' ', '-')}-{args.seed}"
     solver = ENTRIES[entry]["solver"]
-    with Shown() as progress:
+    with Progress() as progress:
         if "," in solver:
             [result] = search_solvers(solver.split(","), folder, progress, **options).values()
         else:

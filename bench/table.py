@@ -17,19 +17,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from autodiffusion.confirm import confirm
-from autodiffusion.evaluate import Evaluator, derive_seed, describe
-from autodiffusion.grids import fitting
-from autodiffusion.inputs import check_source, plan_of, prepare
-from autodiffusion.loop import search
-from autodiffusion.metrics import build
-from autodiffusion.models import load
-from autodiffusion.plan import Plan
-from autodiffusion.progress import Shown
-from autodiffusion.reference import Reference
-from autodiffusion.report import picture
-from autodiffusion.sampling import sample
-from autodiffusion.settings import Settings
+from autodiffusion._evaluation.confirm import confirm
+from autodiffusion._evaluation.evaluate import Evaluator, derive_seed, describe
+from autodiffusion._plans.grids import fitting
+from autodiffusion._plans.plan import Plan
+from autodiffusion._references.reference import Reference
+from autodiffusion._report import picture
+from autodiffusion._sampling.sampling import sample
+from autodiffusion._search.inputs import check_source, plan_of, prepare
+from autodiffusion._search.loop import search
+from autodiffusion._study.settings import Settings
+from autodiffusion._views.progress import Progress
+from autodiffusion.metrics._build import build
+from autodiffusion.models._load import load
 
 PICTURE = Path("docs/samples.png")
 METRICS = ["fid", "inception_score"]
@@ -100,7 +100,7 @@ def found(method: str, steps: int, args: argparse.Namespace) -> tuple[Plan, int]
         GENERAL: {"solver": "gls"},
     }[method]
     settings = Settings.of(model="mnist", steps=steps, seed=args.seed, **options)
-    with Shown() as progress:
+    with Progress() as progress:
         result = search(settings, args.runs / f"{method.split()[0].strip('`')}-{steps}", progress)
     return result.plan, result.search_cost.evaluations + result.confirm_cost.evaluations
 

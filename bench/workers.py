@@ -20,11 +20,11 @@ from pathlib import Path
 import torch
 
 from autodiffusion import Plan, load_model
-from autodiffusion.actor import Recipe
-from autodiffusion.blocks import Sampler, Task, Workers
-from autodiffusion.cluster import Cluster
-from autodiffusion.errands import Here
-from autodiffusion.features import load as load_features
+from autodiffusion._sampling.actor import Recipe
+from autodiffusion._sampling.blocks import Sampler, Task, Workers
+from autodiffusion._sampling.cluster import Cluster
+from autodiffusion._sampling.errands import Here
+from autodiffusion.features._base import load as load_features
 
 HERE = "this process"
 

@@ -12,7 +12,6 @@ import torch
 from diffusers import FluxPipeline
 
 import autodiffusion
-from autodiffusion.check import check
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("plan", type=Path, help="its file")
@@ -25,7 +24,7 @@ parser.add_argument("--out", type=Path, default=Path("flux.png"))
 args = parser.parse_args()
 
 plan = autodiffusion.Plan.load(args.plan)
-print(check(plan, args.model))  # or an InputError that says why not
+print(autodiffusion.check(plan, args.model))  # or an InputError that says why not
 
 dtype = torch.float32 if args.device == "cpu" else torch.bfloat16
 pipe = FluxPipeline.from_pretrained(args.model, torch_dtype=dtype).to(args.device)

@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from autodiffusion.errors import InputError, RunError, nearest
-from autodiffusion.progress import Shown
+from autodiffusion._errors import InputError, RunError, nearest
+from autodiffusion._study.study import write
+from autodiffusion._views.progress import Progress
 from autodiffusion.strategies.evolution import Evolution
 from autodiffusion.strategies.random import Random
-from autodiffusion.study import write
 from paper import pictures, tables
 from paper.experiments import Experiment, Paper, experiments
 from paper.runs import Runs
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     paper.check(chosen)
     args.out.mkdir(parents=True, exist_ok=True)
-    with Shown() as progress:
+    with Progress() as progress:
         runs = Runs(paper, args.out, args.seed, not args.no_search, progress)
         for experiment in chosen:
             text = outcome(experiment, runs)

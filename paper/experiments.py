@@ -7,8 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from autodiffusion.errors import InputError, nearest
-from autodiffusion.settings import Settings, read_yaml
+from autodiffusion._errors import InputError, nearest
+from autodiffusion._study.settings import Settings, read_yaml
 
 HERE = Path(__file__).parent
 FILES = ("checkpoint", "classifier", "captions", "reference")

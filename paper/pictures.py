@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from autodiffusion.published import read
-from autodiffusion.report import picture
-from autodiffusion.report.drawing import logarithmic, whole
-from autodiffusion.report.run import Run
-from autodiffusion.report.style import ACCENT, LIGHT, SERIES, styled
-from autodiffusion.report.tables import occurrence
+from autodiffusion._plans.published import read
+from autodiffusion._report import picture
+from autodiffusion._report.drawing import logarithmic, whole
+from autodiffusion._report.run import Run
+from autodiffusion._report.style import ACCENT, LIGHT, SERIES, styled
+from autodiffusion._report.tables import occurrence
 from paper.experiments import Experiment
 from paper.runs import Runs
 from paper.tables import Cell

@@ -8,19 +8,20 @@ from typing import Any
 
 from torch import Tensor
 
-from autodiffusion.confirm import confirm
-from autodiffusion.errors import InputError, RunError
-from autodiffusion.evaluate import Evaluator
-from autodiffusion.inputs import check_source, find_reference, plan_of, prepare
-from autodiffusion.loop import explore
-from autodiffusion.models import Model, load
-from autodiffusion.plan import Plan
-from autodiffusion.progress import Quiet
-from autodiffusion.reference import Reference
-from autodiffusion.report.run import Run
-from autodiffusion.sampling import sample
-from autodiffusion.settings import OF_MODEL, Settings
-from autodiffusion.study import stored_settings, write
+from autodiffusion._errors import InputError, RunError
+from autodiffusion._evaluation.confirm import confirm
+from autodiffusion._evaluation.evaluate import Evaluator
+from autodiffusion._plans.plan import Plan
+from autodiffusion._references.reference import Reference
+from autodiffusion._report.run import Run
+from autodiffusion._sampling.sampling import sample
+from autodiffusion._search.inputs import check_source, find_reference, plan_of, prepare
+from autodiffusion._search.loop import explore
+from autodiffusion._study.settings import OF_MODEL, Settings
+from autodiffusion._study.study import stored_settings, write
+from autodiffusion._views.progress import Quiet
+from autodiffusion.models._load import load
+from autodiffusion.models._model import Model
 from paper.experiments import Paper, Row
 
 METRICS = ("fid", "inception_score")

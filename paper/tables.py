@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from autodiffusion.errors import InputError
-from autodiffusion.evaluate import describe
-from autodiffusion.inputs import plan_of
-from autodiffusion.plan import Plan
-from autodiffusion.published import read
+from autodiffusion._errors import InputError
+from autodiffusion._evaluation.evaluate import describe
+from autodiffusion._plans.plan import Plan
+from autodiffusion._plans.published import read
+from autodiffusion._search.inputs import plan_of
 from paper.experiments import Experiment, Row
 from paper.runs import Runs
 

@@ -46,7 +46,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     """Runs ``autodiffusion`` with these arguments in an empty folder, in this process."""
     import huggingface_hub.constants
 
-    from autodiffusion.cli import main
+    from autodiffusion._cli import main
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -76,7 +76,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def draw_nothing(patch: pytest.MonkeyPatch) -> None:
     """As ``plain``, for fixtures that live longer."""
-    module = import_module("autodiffusion.loop")
+    module = import_module("autodiffusion._search.loop")
     patch.setattr(module, "report", lambda folder: None)
     patch.setattr(module, "show", lambda *parts: None)
 

@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from autodiffusion import InputError, Model, NoiseSchedule, Plan
+from autodiffusion._plans.plan import Step
+from autodiffusion._sampling.sampling import Beginnings, Cost, walk
 from autodiffusion.models._adm import ADM, adm_unet, empty_adm_unet
 from autodiffusion.models.adm import PRESETS
-from autodiffusion.plan import Step
-from autodiffusion.sampling import Beginnings, Cost, walk
 
 GOLDEN = Path(__file__).parent / "golden"
 NETWORKS = {name: flags.network() for name, flags in PRESETS.items()}

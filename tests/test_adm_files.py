@@ -15,12 +15,12 @@ from test_adm import NETWORKS, Plain, PlainClassifier
 from torch import Tensor, nn
 
 from autodiffusion import InputError, NoiseSchedule, Plan, load_model
+from autodiffusion._references.reference import Reference
 from autodiffusion.features import Extractor
-from autodiffusion.layers import find
+from autodiffusion.layers._find import find
 from autodiffusion.models._adm import empty_adm_unet
 from autodiffusion.models._flags import Flags
 from autodiffusion.models.adm import PRESETS
-from autodiffusion.reference import Reference
 
 UNCONDITIONAL: dict[str, Any] = {
     "image_size": 8,

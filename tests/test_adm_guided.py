@@ -12,16 +12,16 @@ from test_adm import CASES, GOLDEN, OTHERS, SMALL, PlainClassifier, Recorded, er
 from torch import Tensor
 
 from autodiffusion import InputError, Model, NoiseSchedule, Plan
-from autodiffusion.evaluate import Evaluator
+from autodiffusion._evaluation.evaluate import Evaluator
+from autodiffusion._names import known
+from autodiffusion._references.reference import Reference
+from autodiffusion._sampling.sampling import Beginnings, Cost, walk
 from autodiffusion.features import Extractor
 from autodiffusion.metrics.kl import KL
 from autodiffusion.models._adm import ADM, MisfitError
 from autodiffusion.models._classifier import classifier_of, empty_classifier
 from autodiffusion.models.adm import PRESETS
-from autodiffusion.names import known
-from autodiffusion.reference import Reference
-from autodiffusion.sampling import Beginnings, Cost, walk
-from autodiffusion.solvers import Guided, build, solve
+from autodiffusion.solvers._base import Guided, build, solve
 
 FACTS = CASES["class_conditional"]
 TENSORS = load_file(GOLDEN / "adm_classifier.safetensors")

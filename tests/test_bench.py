@@ -18,8 +18,8 @@ from filelock import FileLock
 from PIL import Image
 
 from autodiffusion import Plan, load_model, sample
-from autodiffusion.evaluate import derive_seed
-from autodiffusion.study import read_events
+from autodiffusion._evaluation.evaluate import derive_seed
+from autodiffusion._study.study import read_events
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 compare = importlib.import_module("bench.compare")
@@ -38,7 +38,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.chdir(folder)
         patch.setattr(models, "REAL", 4000)
         for part in ("report", "show"):  # of a search; they have tests of their own
-            patch.setattr(f"autodiffusion.loop.{part}", lambda *_: None)
+            patch.setattr(f"autodiffusion._search.loop.{part}", lambda *_: None)
         compare.main(["--reduced", "--runs", "runs"])
         yield folder
 

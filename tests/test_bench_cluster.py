@@ -12,9 +12,9 @@ import pytest
 from pydantic import BaseModel
 
 from autodiffusion import Plan, search
-from autodiffusion.errands import Here
-from autodiffusion.loop import explore
-from autodiffusion.study import LEDGER
+from autodiffusion._sampling.errands import Here
+from autodiffusion._search.loop import explore
+from autodiffusion._study.study import LEDGER
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 

@@ -13,10 +13,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from autodiffusion import Plan
-from autodiffusion.evaluate import derive_seed
-from autodiffusion.models import Model
-from autodiffusion.solvers import build, solve
-from autodiffusion.space import SearchSpace
+from autodiffusion._evaluation.evaluate import derive_seed
+from autodiffusion._spaces.space import SearchSpace
+from autodiffusion.models._model import Model
+from autodiffusion.solvers._base import build, solve
 from autodiffusion.strategies.ladder import Ladder
 from bench import _free_numbers, _gradient, compare, free_numbers, models
 
@@ -95,7 +95,7 @@ def reduced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for name, few in (("TEACHER", 10), ("POOL", 20), ("BATCH", 10)):
         monkeypatch.setattr(_free_numbers, name, few)
     for part in ("report", "show"):  # of a search; they have tests of their own
-        monkeypatch.setattr(f"autodiffusion.loop.{part}", lambda *_: None)
+        monkeypatch.setattr(f"autodiffusion._search.loop.{part}", lambda *_: None)
     compare.judge.cache_clear()
     options = ["--models", "mixture", "--steps", "3", "--seeds", "1", "--budget", "2500"]
     return [*options, "--samples", "100", "--confirm", "200", "--out", str(tmp_path / "found.json")]

@@ -13,15 +13,16 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from autodiffusion import Plan, Settings
-from autodiffusion.evaluate import derive_seed
-from autodiffusion.inputs import find_reference, prepare
-from autodiffusion.metrics import build
-from autodiffusion.models import Model, load
-from autodiffusion.racing import counts
-from autodiffusion.schedule import NoiseSchedule
-from autodiffusion.space import SearchSpace
-from autodiffusion.strategies import WIDER
-from autodiffusion.strategies import build as build_strategy
+from autodiffusion._evaluation.evaluate import derive_seed
+from autodiffusion._plans.schedule import NoiseSchedule
+from autodiffusion._search.inputs import find_reference, prepare
+from autodiffusion._search.racing import counts
+from autodiffusion._spaces.space import SearchSpace
+from autodiffusion.metrics._build import build
+from autodiffusion.models._load import load
+from autodiffusion.models._model import Model
+from autodiffusion.strategies._base import WIDER
+from autodiffusion.strategies._base import build as build_strategy
 from bench import ablation, apply_time, compare, honesty, memory, models, overhead
 
 

@@ -14,7 +14,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from autodiffusion import Plan
-from autodiffusion.names import known
+from autodiffusion._names import known
 from bench import compare, layers, models, solvers, table
 
 
@@ -44,7 +44,7 @@ def test_the_table_of_layers_says_where_the_found_plan_is_not_the_best() -> None
 def bare(monkeypatch: pytest.MonkeyPatch) -> None:
     """Searches draw nothing; what they draw has tests of its own."""
     for part in ("report", "show"):
-        monkeypatch.setattr(f"autodiffusion.loop.{part}", lambda *_: None)
+        monkeypatch.setattr(f"autodiffusion._search.loop.{part}", lambda *_: None)
 
 
 @pytest.fixture

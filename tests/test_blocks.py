@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from autodiffusion import Evaluator, Plan, RunError
-from autodiffusion.blocks import Done, Sampler, Task
-from autodiffusion.errands import Here
-from autodiffusion.evaluate import Pool
+from autodiffusion._evaluation.evaluate import Pool
+from autodiffusion._sampling.blocks import Done, Sampler, Task
+from autodiffusion._sampling.errands import Here
+from autodiffusion._sampling.sampling import Tick
 from autodiffusion.features import Features
-from autodiffusion.features import load as load_features
-from autodiffusion.sampling import Tick
+from autodiffusion.features._base import load as load_features
 
 COUNTS = (8, 20, 50)
 

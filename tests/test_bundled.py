@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from autodiffusion import Plan, Settings, load_model, search
-from autodiffusion.confirm import confirm
-from autodiffusion.grids import NAMED
-from autodiffusion.inputs import find_reference, plan_of, prepare, teacher_plan
-from autodiffusion.metrics import build
+from autodiffusion._evaluation.confirm import confirm
+from autodiffusion._plans.grids import NAMED
+from autodiffusion._search.inputs import find_reference, plan_of, prepare, teacher_plan
+from autodiffusion.metrics._build import build
 
 
 def first_generation(batch_size: int) -> list[float]:

@@ -16,8 +16,8 @@ from tiny_flow import fluxes, stable3
 from tiny_pipelines import pixart, stable
 
 from autodiffusion import InputError, Plan, Step, apply
-from autodiffusion.check import check
-from autodiffusion.denoisers import PIPELINES
+from autodiffusion._pipelines.check import check
+from autodiffusion._pipelines.denoisers import PIPELINES
 
 pytestmark = [
     pytest.mark.usefixtures("offline"),

@@ -21,8 +21,9 @@ from conftest import Command, Done
 from PIL import Image
 from pydantic import BaseModel, field_serializer
 
-from autodiffusion import Plan, cli
-from autodiffusion.reference import load as load_reference
+from autodiffusion import Plan
+from autodiffusion import _cli as cli
+from autodiffusion._references.reference import load as load_reference
 
 TESTS = Path(__file__).parent
 FEW = (
@@ -133,7 +134,7 @@ def test_a_reference_is_made_once_and_used(command: Command, real_images: Path, 
     assert kept["scores"]["fid"] == pytest.approx(direct["scores"]["fid"])
     assert command("reference teacher:5:30 --model small:model --out t.npz").out.endswith("features of 30 images\n")
     assert command(f"reference {real_images} --features small:features --out f.npz").status == 0
-    from autodiffusion.features import load as load_features
+    from autodiffusion.features._base import load as load_features
 
     extractor = load_features("small:features")
     np.testing.assert_array_equal(load_reference("ref.npz", extractor).mu, load_reference("f.npz", extractor).mu)
@@ -484,7 +485,7 @@ def test_what_the_system_refuses_is_one_line(
     def full(*parts: object, **more: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "run/study.jsonl")
 
-    monkeypatch.setattr("autodiffusion.study.Study.record", full)
+    monkeypatch.setattr("autodiffusion._study.study.Study.record", full)
     status, out, err = command(f"search small:model --steps 2 --reference {real_images} --out run")
     told = "autodiffusion: run/study.jsonl: No space left on device; mend that and call it again\n"
     assert (status, out, err) == (1, "", told)
@@ -503,11 +504,11 @@ def test_a_reader_that_leaves_gets_no_traceback() -> None:
 def test_progress_is_plain_lines_where_there_is_no_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from autodiffusion import progress
+    from autodiffusion._views import progress
 
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    with progress.Shown() as shown:
+    with progress.Progress() as shown:
         shown.phase("search", 1000)
         shown.note("best [x]:fid 3.5")
         for now[0] in (5.0, 20.0, 21.0):  # too early, a line, too early again

@@ -18,15 +18,15 @@ import torch
 from ray.cluster_utils import Cluster as Machines
 
 from autodiffusion import InputError, Plan, RunError, Settings, search
-from autodiffusion.actor import Recipe
-from autodiffusion.blocks import Done, Sampler, Task
-from autodiffusion.cluster import Cluster
-from autodiffusion.errands import Here
+from autodiffusion._sampling.actor import Recipe
+from autodiffusion._sampling.blocks import Done, Sampler, Task
+from autodiffusion._sampling.cluster import Cluster
+from autodiffusion._sampling.errands import Here
+from autodiffusion._study.standing import Standing
+from autodiffusion._study.study import LEDGER, PLAN
+from autodiffusion._views.progress import Quiet
 from autodiffusion.features import Features
-from autodiffusion.features import load as load_features
-from autodiffusion.progress import Quiet
-from autodiffusion.standing import Standing
-from autodiffusion.study import LEDGER, PLAN
+from autodiffusion.features._base import load as load_features
 
 RECIPE = Recipe("faulty:model", {"device": "cpu"})
 GOOD = [Plan.of("ddim", [90.0, t, 20.0]) for t in (80.0, 60.0, 40.0)]
@@ -117,7 +117,7 @@ def test_a_plan_that_hangs_or_ends_its_worker_has_no_score(pair: Cluster, time: 
 
 
 def test_workers_that_die_one_after_the_other_end_the_search(pair: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autodiffusion.cluster.DEATHS", 2)
+    monkeypatch.setattr("autodiffusion._sampling.cluster.DEATHS", 2)
     with pytest.raises(RunError, match=r"workers: 2 died one after the other .*what was scored is kept"):
         list(pair.each(tasks(Plan.of("dpm_solver++", [faulty.DIES, 40.0]), blocks=1)))
     assert_same(in_order(pair.each(tasks(*GOOD))), in_order(alone().each(tasks(*GOOD))))

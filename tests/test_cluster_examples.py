@@ -14,9 +14,9 @@ import yaml
 from conftest import Command
 from ray.scripts.scripts import start
 
-from autodiffusion.errors import InputError
-from autodiffusion.names import resolve
-from autodiffusion.settings import Settings
+from autodiffusion._errors import InputError
+from autodiffusion._names import resolve
+from autodiffusion._study.settings import Settings
 
 FOLDER = Path(__file__).parents[1] / "examples" / "cluster"
 FILES = sorted(path for path in FOLDER.iterdir() if path.is_file())
@@ -46,7 +46,7 @@ def test_its_search_is_read(command: Command, monkeypatch: pytest.MonkeyPatch, p
         found.append(settings)
         raise InputError("enough")
 
-    monkeypatch.setattr("autodiffusion.loop.search", search)
+    monkeypatch.setattr("autodiffusion._search.loop.search", search)
     [words] = searches(path)
     done = command(shlex.join(shlex.split(words)))
     assert done.err == "autodiffusion: enough\n"

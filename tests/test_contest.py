@@ -16,14 +16,14 @@ from typer.testing import CliRunner
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from autodiffusion import InputError, Model, Plan, RunError, Settings, load_model
-from autodiffusion.cli import app
-from autodiffusion.confirm import confirm
-from autodiffusion.contest import LOOKS, search_solvers
-from autodiffusion.costs import Costs
-from autodiffusion.inputs import find_reference, prepare
-from autodiffusion.loop import Result, search
-from autodiffusion.several import search_several
-from autodiffusion.study import LEDGER, read_events
+from autodiffusion._cli import app
+from autodiffusion._evaluation.confirm import confirm
+from autodiffusion._search.contest import LOOKS, search_solvers
+from autodiffusion._search.inputs import find_reference, prepare
+from autodiffusion._search.loop import Result, search
+from autodiffusion._search.several import search_several
+from autodiffusion._spaces.costs import Costs
+from autodiffusion._study.study import LEDGER, read_events
 from bench.models import reference_of
 
 GIVEN: dict[str, Any] = {
@@ -40,7 +40,7 @@ GIVEN: dict[str, Any] = {
 @pytest.fixture(autouse=True)
 def plainly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without pictures and report, which take longer than all the rest."""
-    module = import_module("autodiffusion.loop")
+    module = import_module("autodiffusion._search.loop")
     monkeypatch.setattr(module, "report", lambda folder: None)
     monkeypatch.setattr(module, "show", lambda *parts: None)
 
@@ -160,7 +160,7 @@ def test_layers_are_measured_once_for_all_solvers(
         share = 0.9 / len(model.layers)
         return Costs("ms", float(len(measured)), tuple(share * len(measured) for _ in model.layers))
 
-    monkeypatch.setattr("autodiffusion.timing.layer_times", layer_times)
+    monkeypatch.setattr("autodiffusion._evaluation.timing.layer_times", layer_times)
     few = {"population": 4, "generations": 4, "parents": 2, "mutations": 2, "crossovers": 1, "stage": 1}
     given = GIVEN | {
         "model": "small:layered_model",

@@ -33,10 +33,10 @@ from torch import Tensor, nn
 from typer.main import get_command
 
 from autodiffusion import Model, NoiseSchedule, Plan, Settings, load_model
-from autodiffusion.cli import app
-from autodiffusion.cli._options import MODELS as MODEL_NAMES
-from autodiffusion.errors import InputError
-from autodiffusion.names import resolve
+from autodiffusion._cli import app
+from autodiffusion._cli._options import MODELS as MODEL_NAMES
+from autodiffusion._errors import InputError
+from autodiffusion._names import resolve
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -332,7 +332,7 @@ class Reading:
             raise InputError("enough")
 
         for name in ("contest", "several"):  # or they would first be imported with what is put in here
-            importlib.import_module(f"autodiffusion.{name}")
+            importlib.import_module(f"autodiffusion._search.{name}")
         known_as = [
             (module, name)
             for place, module in list(sys.modules.items())
@@ -343,7 +343,7 @@ class Reading:
         with self.monkeypatch.context() as patch:
             for module, name in known_as:
                 patch.setattr(module, name, load)
-            patch.setattr("autodiffusion.loop.search", search)
+            patch.setattr("autodiffusion._search.loop.search", search)
             done = self.command(shlex.join(words))
         assert done.err == "autodiffusion: enough\n", f"{place}: {done.err}"
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from autodiffusion import Evaluator, Model, NoiseSchedule, Plan
+from autodiffusion._sampling.sampling import Cost
 from autodiffusion.features import Extractor
-from autodiffusion.sampling import Cost
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 

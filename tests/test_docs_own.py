@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from autodiffusion import NoiseSchedule, Plan, SearchSpace
+from autodiffusion._names import own
+from autodiffusion._references.reference import Reference
 from autodiffusion.features import Features
-from autodiffusion.names import own
-from autodiffusion.reference import Reference
-from autodiffusion.strategies import build
+from autodiffusion.strategies._base import build
 
 PAGE = (Path(__file__).parents[1] / "docs" / "your_own.md").read_text()
 

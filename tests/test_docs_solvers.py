@@ -16,13 +16,14 @@ import yaml
 from torch import Tensor
 
 from autodiffusion import Plan, Settings
-from autodiffusion.cli import main
-from autodiffusion.contest import LOOKS
-from autodiffusion.errors import InputError
-from autodiffusion.job import Job
-from autodiffusion.names import known
-from autodiffusion.schedule import NoiseSchedule
-from autodiffusion.solvers import Solver, build, solve
+from autodiffusion._cli import main
+from autodiffusion._errors import InputError
+from autodiffusion._names import known
+from autodiffusion._plans.schedule import NoiseSchedule
+from autodiffusion._search.contest import LOOKS
+from autodiffusion._search.job import Job
+from autodiffusion.solvers import Solver
+from autodiffusion.solvers._base import build, solve
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "solvers.md").read_text()
@@ -148,7 +149,7 @@ def test_the_example_is_searched(
     carried: str, real_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for part in ("report", "show"):  # they have tests of their own
-        monkeypatch.setattr(f"autodiffusion.loop.{part}", lambda *_: None)
+        monkeypatch.setattr(f"autodiffusion._search.loop.{part}", lambda *_: None)
     few = "--samples 24 --confirm-samples 60 --strategy evolution --population 6 --generations 2 --parents 2"
     line = f"search small:model --steps 3 --solver {carried} --reference {real_images} {few} --out run"
     monkeypatch.setattr(sys, "argv", ["autodiffusion", *line.split()])
@@ -176,7 +177,7 @@ def test_the_commands_search_what_the_page_says(line: str, numbers: int, monkeyp
         asked.append(settings)
         raise InputError("enough")
 
-    monkeypatch.setattr("autodiffusion.loop.search", search)
+    monkeypatch.setattr("autodiffusion._search.loop.search", search)
     monkeypatch.setattr(sys, "argv", ["autodiffusion", *shlex.split(line)])
     with pytest.raises(SystemExit):
         main()
@@ -194,7 +195,7 @@ def test_the_command_of_several_solvers_is_a_contest(monkeypatch: pytest.MonkeyP
         assert options["steps"] == 4
         raise InputError("enough")
 
-    monkeypatch.setattr("autodiffusion.contest.search_solvers", contest)
+    monkeypatch.setattr("autodiffusion._search.contest.search_solvers", contest)
     monkeypatch.setattr(sys, "argv", ["autodiffusion", *shlex.split(line)])
     with pytest.raises(SystemExit):
         main()

@@ -18,22 +18,24 @@ import torch
 from torch import Tensor, nn
 
 from autodiffusion import Evaluator, InputError, Model, NoiseSchedule, Plan, sample
-from autodiffusion.blocks import Sampler
-from autodiffusion.confirm import confirm, figure
-from autodiffusion.errands import Here
-from autodiffusion.evaluate import Pool, derive_seed, describe
+from autodiffusion._evaluation.confirm import confirm, figure
+from autodiffusion._evaluation.evaluate import Pool, derive_seed, describe
+from autodiffusion._names import known
+from autodiffusion._plans.grids import grid
+from autodiffusion._plans.plan import Step
+from autodiffusion._references.reference import Reference
+from autodiffusion._references.reference import load as load_reference
+from autodiffusion._sampling.blocks import Sampler
+from autodiffusion._sampling.errands import Here
+from autodiffusion._sampling.sampling import Beginnings, Cost, begin, blocks, nfe, stretches, walk
+from autodiffusion._search.inputs import check_source, find_reference, parse_teacher, plan_of, prepare, teacher_plan
 from autodiffusion.features import Extractor, Features
-from autodiffusion.features import load as load_features
-from autodiffusion.grids import grid
-from autodiffusion.inputs import check_source, find_reference, parse_teacher, plan_of, prepare, teacher_plan
-from autodiffusion.metrics import KL, build, frechet_distance
-from autodiffusion.names import known
-from autodiffusion.plan import Step
-from autodiffusion.reference import Reference
-from autodiffusion.reference import load as load_reference
-from autodiffusion.sampling import Beginnings, Cost, begin, blocks, nfe, stretches, walk
-from autodiffusion.solvers import build as build_solver
-from autodiffusion.solvers import solve
+from autodiffusion.features._base import load as load_features
+from autodiffusion.metrics._build import build
+from autodiffusion.metrics.fid import frechet_distance
+from autodiffusion.metrics.kl import KL
+from autodiffusion.solvers._base import build as build_solver
+from autodiffusion.solvers._base import solve
 
 SEED = 11
 SOLVERS: list[tuple[str, dict[str, Any]]] = [

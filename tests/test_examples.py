@@ -25,8 +25,8 @@ from tiny_flow import whole
 from tiny_pipelines import STOCK, copied, text_parts, unet, vae
 
 from autodiffusion import NoiseSchedule, Plan, Step, apply, load_model
-from autodiffusion.grids import grid
-from autodiffusion.sampling import Beginnings, Cost, walk
+from autodiffusion._plans.grids import grid
+from autodiffusion._sampling.sampling import Beginnings, Cost, walk
 
 pytestmark = [
     pytest.mark.usefixtures("offline"),

@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autodiffusion import NoiseSchedule, Plan
-from autodiffusion.cli import main
+from autodiffusion._cli import main
+from autodiffusion._plans.plan import Step
+from autodiffusion._plans.published import published
 from autodiffusion.export import left_out, sigmas, text
-from autodiffusion.plan import Step
-from autodiffusion.published import published
 
 SCHEDULES = {
     "linear": NoiseSchedule.linear(),

@@ -26,7 +26,7 @@ import pytest
 from conftest import draw_nothing
 
 from autodiffusion import InputError, Settings, search
-from autodiffusion.study import CONFIG, LEDGER, PLAN, read_events
+from autodiffusion._study.study import CONFIG, LEDGER, PLAN, read_events
 
 TESTS = Path(__file__).parent
 SEARCH = "search faulty:model --steps 3 --features small:features --samples 48 --confirm-samples 60 --batch-size 8"
@@ -128,7 +128,7 @@ def test_killed_again_and_again_it_ends_as_if_nothing_had_been(
     whole: Path, real_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kills: int
 ) -> None:
     monkeypatch.setenv(faulty.PAUSE, "0.001")
-    monkeypatch.setattr("autodiffusion.unfinished.WORTH", 0.01)  # so that there are such files
+    monkeypatch.setattr("autodiffusion._sampling.unfinished.WORTH", 0.01)  # so that there are such files
     given, log = settings(real_images), tmp_path / "log"
     begun = time.monotonic()
     assert ended(child(lambda: search(given, tmp_path / "first"), log)) == 0, log.read_text()

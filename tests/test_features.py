@@ -12,14 +12,14 @@ import torch
 from conftest import Command
 from torch import Tensor, nn
 
-from autodiffusion import features
-from autodiffusion.errors import InputError
+from autodiffusion._errors import InputError
+from autodiffusion._references.reference import Reference
+from autodiffusion._references.reference import load as load_reference
 from autodiffusion.features import Extractor, Features
-from autodiffusion.metrics import build
-from autodiffusion.reference import Reference
-from autodiffusion.reference import load as load_reference
+from autodiffusion.features import _base as features
+from autodiffusion.metrics._build import build
 
-BUNDLED = Path(features.__file__).parent.parent / "bundled" / "mnist"
+BUNDLED = Path(features.__file__).parent.parent / "_bundled" / "mnist"
 
 
 def images(count: int, *shape: int, seed: int = 0) -> Tensor:

@@ -25,15 +25,15 @@ from typer.testing import CliRunner
 
 import autodiffusion
 from autodiffusion import Model, NoiseSchedule, Plan, Settings
-from autodiffusion.cli import app
-from autodiffusion.errors import InputError
+from autodiffusion._cli import app
+from autodiffusion._errors import InputError
+from autodiffusion._names import known
+from autodiffusion._plans.flow import FlowSchedule, is_flow
+from autodiffusion._plans.grids import ALIGNED, NAMED, fitting, grid
+from autodiffusion._sampling.sampling import sample
+from autodiffusion._spaces.space import SearchSpace
 from autodiffusion.export import sigmas, text
-from autodiffusion.flow import FlowSchedule, is_flow
-from autodiffusion.grids import ALIGNED, NAMED, fitting, grid
-from autodiffusion.names import known
-from autodiffusion.sampling import sample
-from autodiffusion.solvers import build, solve
-from autodiffusion.space import SearchSpace
+from autodiffusion.solvers._base import build, solve
 
 FLOW = NoiseSchedule.flow()
 SD3: dict[str, Any] = {"shift": 3.0}

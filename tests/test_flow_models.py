@@ -18,8 +18,8 @@ from tiny_flow import packed, whole
 from torch import Tensor, nn
 
 from autodiffusion import InputError, Model, Plan, apply, load_model, sample
-from autodiffusion.flow import FlowSchedule
-from autodiffusion.grids import grid
+from autodiffusion._plans.flow import FlowSchedule
+from autodiffusion._plans.grids import grid
 
 TEXTS = ("a cat", "two dogs on a bed", "the sea", "a red bus", "snow", "an old man with a hat", "tea")
 SD3, FLUX = "StableDiffusion3Pipeline", "FluxPipeline"

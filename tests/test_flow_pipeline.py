@@ -18,10 +18,10 @@ from tiny_flow import FLUX, Flowing, fluxes, stable3
 from tiny_pipelines import after, state_of
 
 from autodiffusion import NoiseSchedule, Plan, Step, apply
-from autodiffusion.errors import InputError
-from autodiffusion.flow import FlowSchedule
-from autodiffusion.grids import grid
-from autodiffusion.names import known
+from autodiffusion._errors import InputError
+from autodiffusion._names import known
+from autodiffusion._plans.flow import FlowSchedule
+from autodiffusion._plans.grids import grid
 
 TIMES = [1000, 857.25, 450.5, 90]
 KINDS = {

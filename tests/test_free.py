@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from autodiffusion.errors import InputError
-from autodiffusion.free import FreeNumber
-from autodiffusion.names import known, resolve
-from autodiffusion.plan import Plan, Step
-from autodiffusion.schedule import NoiseSchedule
-from autodiffusion.solvers import build, solve
+from autodiffusion._errors import InputError
+from autodiffusion._names import known, resolve
+from autodiffusion._plans.free import FreeNumber
+from autodiffusion._plans.plan import Plan, Step
+from autodiffusion._plans.schedule import NoiseSchedule
+from autodiffusion.solvers._base import build, solve
 
 SCHEDULE = NoiseSchedule.scaled_linear()
 TIMES = [930.0, 700, 480, 300, 120]

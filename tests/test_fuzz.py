@@ -26,18 +26,18 @@ from hypothesis import settings as run_with
 from hypothesis import strategies as st
 
 from autodiffusion import InputError, Plan, Settings, search
-from autodiffusion.evaluate import describe
-from autodiffusion.features import load as load_features
-from autodiffusion.metrics import build
-from autodiffusion.reference import load as load_reference
-from autodiffusion.report import report
-from autodiffusion.report.again import command
-from autodiffusion.report.charts import charts
-from autodiffusion.report.run import Run
-from autodiffusion.sampling import stretches
-from autodiffusion.settings import read_yaml
-from autodiffusion.standing import Tally
-from autodiffusion.study import CONFIG, LEDGER, PLAN, Study, stored_settings
+from autodiffusion._evaluation.evaluate import describe
+from autodiffusion._references.reference import load as load_reference
+from autodiffusion._report import report
+from autodiffusion._report.again import command
+from autodiffusion._report.charts import charts
+from autodiffusion._report.run import Run
+from autodiffusion._sampling.sampling import stretches
+from autodiffusion._study.settings import read_yaml
+from autodiffusion._study.standing import Tally
+from autodiffusion._study.study import CONFIG, LEDGER, PLAN, Study, stored_settings
+from autodiffusion.features._base import load as load_features
+from autodiffusion.metrics._build import build
 
 KNOWN = ["arr_0", "images", "features", "mu", "sigma", "mu_s", "sigma_s", "format", "vectors", "name", "extractor"]
 """Arrays that a reference may hold."""

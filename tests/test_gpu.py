@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from autodiffusion import Evaluator, Plan, load_model
-from autodiffusion.evaluate import Pool
+from autodiffusion._evaluation.evaluate import Pool
+from autodiffusion._plans.plan import Step
+from autodiffusion._references.reference import load as load_reference
+from autodiffusion._sampling.sampling import Cost, walk
 from autodiffusion.features import Features
-from autodiffusion.features import load as load_features
-from autodiffusion.metrics import build
-from autodiffusion.plan import Step
-from autodiffusion.reference import load as load_reference
-from autodiffusion.sampling import Cost, walk
+from autodiffusion.features._base import load as load_features
+from autodiffusion.metrics._build import build
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

@@ -10,13 +10,13 @@ import pytest
 from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from diffusers.schedulers import AysSchedules
 
-from autodiffusion.errors import InputError
-from autodiffusion.grids import ALIGNED, NAMED, grid, parse
-from autodiffusion.inputs import plan_of
-from autodiffusion.job import Job
-from autodiffusion.models import load
-from autodiffusion.schedule import NoiseSchedule
-from autodiffusion.settings import Settings
+from autodiffusion._errors import InputError
+from autodiffusion._plans.grids import ALIGNED, NAMED, grid, parse
+from autodiffusion._plans.schedule import NoiseSchedule
+from autodiffusion._search.inputs import plan_of
+from autodiffusion._search.job import Job
+from autodiffusion._study.settings import Settings
+from autodiffusion.models._load import load
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "linear": {"beta_schedule": "linear"},

@@ -15,16 +15,16 @@ import small
 from conftest import Command
 
 from autodiffusion import InputError, Plan, RunError, Settings, Step, search
-from autodiffusion.costs import Costs, MaxCost, priced
-from autodiffusion.job import Job
-from autodiffusion.layered import LayeredSpace
+from autodiffusion._names import known
+from autodiffusion._plans.schedule import NoiseSchedule
+from autodiffusion._search.job import Job
+from autodiffusion._search.loop import Result
+from autodiffusion._search.several import search_several
+from autodiffusion._spaces.costs import Costs, MaxCost, priced
+from autodiffusion._spaces.layered import LayeredSpace
+from autodiffusion._spaces.space import SearchSpace
 from autodiffusion.layers import _base, register
-from autodiffusion.loop import Result
-from autodiffusion.names import known
-from autodiffusion.schedule import NoiseSchedule
-from autodiffusion.several import search_several
-from autodiffusion.space import SearchSpace
-from autodiffusion.strategies import build
+from autodiffusion.strategies._base import build
 from autodiffusion.strategies.evolution import Evolution
 
 FEW = {"population": 6, "generations": 5, "parents": 3, "mutations": 3, "crossovers": 2, "stage": 2}
@@ -205,7 +205,7 @@ def test_what_is_found_is_within_the_budget(run: Search, tmp_path: Path, given: 
 
 
 def json_settings(folder: Path) -> dict[str, Any]:
-    from autodiffusion.settings import read_yaml
+    from autodiffusion._study.settings import read_yaml
 
     return read_yaml(folder / "config.yaml")
 
@@ -290,7 +290,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
         measured.append((model.name, batch_size))
         return Costs("ms", 10.0 * 2 ** (len(measured) - 1), (2.0, 1.0, 1.0, 3.0, 0.0))
 
-    monkeypatch.setattr("autodiffusion.timing.layer_times", layer_times)
+    monkeypatch.setattr("autodiffusion._evaluation.timing.layer_times", layer_times)
     return measured
 
 

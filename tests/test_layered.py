@@ -15,12 +15,12 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 from scipy.stats import binom, chisquare
 
-from autodiffusion.costs import Costs
-from autodiffusion.errors import InputError
-from autodiffusion.layered import LayeredSpace, once
-from autodiffusion.plan import Plan, Step
-from autodiffusion.schedule import NoiseSchedule
-from autodiffusion.space import SearchSpace
+from autodiffusion._errors import InputError
+from autodiffusion._plans.plan import Plan, Step
+from autodiffusion._plans.schedule import NoiseSchedule
+from autodiffusion._spaces.costs import Costs
+from autodiffusion._spaces.layered import LayeredSpace, once
+from autodiffusion._spaces.space import SearchSpace
 
 UNLIKELY = 1e-4
 

@@ -29,9 +29,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from autodiffusion import InputError, Model, NoiseSchedule, Plan, Step
+from autodiffusion._sampling.sampling import Cost, stretches, walk
 from autodiffusion.layers import _base, register
 from autodiffusion.layers.transformer import joined_streams
-from autodiffusion.sampling import Cost, stretches, walk
 
 SCHEDULE = NoiseSchedule.linear(1000)
 

@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from autodiffusion import InputError, Plan, Settings, watch
-from autodiffusion.candidates import standings
-from autodiffusion.loop import Result, explore, search
-from autodiffusion.names import resolve
-from autodiffusion.progress import Quiet, Shown
-from autodiffusion.standing import Standing, Tally
-from autodiffusion.study import CONFIG, LEDGER, PLAN, Study, read_events
-from autodiffusion.tensorboard import FOLDER, LINES
+from autodiffusion import InputError, Plan, Settings
+from autodiffusion._names import resolve
+from autodiffusion._search.candidates import standings
+from autodiffusion._search.loop import Result, explore, search
+from autodiffusion._study.standing import Standing, Tally
+from autodiffusion._study.study import CONFIG, LEDGER, PLAN, Study, read_events
+from autodiffusion._views import watch
+from autodiffusion._views.progress import Progress, Quiet
+from autodiffusion._views.tensorboard import FOLDER, LINES
 
 SHORT = {"explorations": 1, "children": 4, "elite": 2, "family": False, "step": 0.05, "smallest_step": 0.04}
 GIVEN: dict[str, Any] = {"model": "small:model", "features": "small:features", "steps": 3, "samples": 40}
@@ -77,7 +78,7 @@ def test_a_search_that_is_looked_at_finds_the_same(
     monkeypatch.setattr(watch, "report", drawn.append)
     monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
     monkeypatch.setenv("TERM", "xterm")
-    with Shown() as progress:
+    with Progress() as progress:
         assert run("shown", progress, tensorboard=True) == quiet
     assert "\x1b[" in capsys.readouterr().err  # there was a live view
     assert set(drawn) == {tmp_path / "shown"}

@@ -12,13 +12,16 @@ import scipy.linalg
 import scipy.stats
 import torch
 
-from autodiffusion.errors import InputError
+from autodiffusion._errors import InputError
+from autodiffusion._names import known
+from autodiffusion._references.reference import Reference
 from autodiffusion.features import Features
-from autodiffusion.metrics import KL, Interval, Metric, build, frechet_distance, interval
-from autodiffusion.metrics.fid import FID
+from autodiffusion.metrics import Metric
+from autodiffusion.metrics._base import Interval, interval
+from autodiffusion.metrics._build import build
+from autodiffusion.metrics.fid import FID, frechet_distance
 from autodiffusion.metrics.inception_score import InceptionScore
-from autodiffusion.names import known
-from autodiffusion.reference import Reference
+from autodiffusion.metrics.kl import KL
 
 FEATURE_METRICS = [name for name in known("metrics") if name != "kl"]
 

@@ -31,10 +31,10 @@ from scipy import stats
 from torch import Tensor
 
 from autodiffusion import InputError, Model, NoiseSchedule, Plan, load_model
-from autodiffusion.grids import grid
+from autodiffusion._plans.grids import grid
+from autodiffusion._sampling.sampling import Cost, walk
 from autodiffusion.models._model import NOISE, generator
 from autodiffusion.models.mnist import FOLDER
-from autodiffusion.sampling import Cost, walk
 
 SEED = 5
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from autodiffusion import InputError, Plan, Settings, Step
-from autodiffusion.evaluate import Score
-from autodiffusion.loop import Result, search
-from autodiffusion.study import LEDGER, Study, read_events
+from autodiffusion._evaluation.evaluate import Score
+from autodiffusion._search.loop import Result, search
+from autodiffusion._study.study import LEDGER, Study, read_events
 
 TAGS = {"div", "table", "caption", "tr", "th", "td"}
 
@@ -60,7 +60,7 @@ def found(real_images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     """A search of the small model, and its folder."""
     from importlib import import_module
 
-    folder, module = tmp_path_factory.mktemp("notebook") / "<run>", import_module("autodiffusion.loop")
+    folder, module = tmp_path_factory.mktemp("notebook") / "<run>", import_module("autodiffusion._search.loop")
     given: dict[str, Any] = {"model": "small:model", "features": "small:features", "reference": str(real_images)}
     given |= {"steps": 3, "samples": 40, "confirm_samples": 60, "strategy": "ladder"}
     options = {"explorations": 1, "children": 4, "elite": 2, "family": False, "step": 0.05, "smallest_step": 0.04}

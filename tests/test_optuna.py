@@ -17,12 +17,13 @@ import pytest
 from optuna.trial import TrialState
 from scipy.stats import beta, kstest
 
-from autodiffusion.errors import InputError
-from autodiffusion.free import FreeNumber
-from autodiffusion.plan import Plan
-from autodiffusion.schedule import NoiseSchedule
-from autodiffusion.space import SearchSpace
-from autodiffusion.strategies import Strategy, build
+from autodiffusion._errors import InputError
+from autodiffusion._plans.free import FreeNumber
+from autodiffusion._plans.plan import Plan
+from autodiffusion._plans.schedule import NoiseSchedule
+from autodiffusion._spaces.space import SearchSpace
+from autodiffusion.strategies import Strategy
+from autodiffusion.strategies._base import build
 from autodiffusion.strategies.optuna import Optuna, decode, encode, usable
 
 SCHEDULE = NoiseSchedule.linear(1000)
@@ -230,7 +231,7 @@ def test_a_missing_package(package: str, name: str, monkeypatch: pytest.MonkeyPa
 
 def test_optuna_is_imported_where_it_is_used() -> None:
     code = (
-        "import sys, autodiffusion\nfrom autodiffusion.names import known, resolve\n"
+        "import sys, autodiffusion\nfrom autodiffusion._names import known, resolve\n"
         "print([resolve('strategies', name).__name__ for name in known('strategies')], 'optuna' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

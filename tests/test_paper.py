@@ -18,8 +18,8 @@ from test_adm_files import CLASSES, CONDITIONAL, UNCONDITIONAL
 from test_text_to_image import TEXTS, made
 
 from autodiffusion import Plan, load_model
+from autodiffusion._report.mosaics import panels
 from autodiffusion.models._flags import Flags
-from autodiffusion.report.mosaics import panels
 from autodiffusion.strategies.evolution import Evolution
 from autodiffusion.strategies.random import Random
 from paper import pictures
@@ -180,7 +180,7 @@ EVERY_SMALL = {
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Searches without their reports, which take longer than all the rest."""
-    monkeypatch.setattr("autodiffusion.watch.report", lambda folder: None)
+    monkeypatch.setattr("autodiffusion._views.watch.report", lambda folder: None)
 
 
 @pytest.fixture(scope="module")

@@ -36,13 +36,14 @@ from torch import Tensor
 
 import autodiffusion
 from autodiffusion import Applied, InputError, Model, NoiseSchedule, Plan, Step, apply
-from autodiffusion.grids import grid
+from autodiffusion._names import known
+from autodiffusion._pipelines.plan_scheduler import PlanScheduler
+from autodiffusion._pipelines.turns import _turns, _users
+from autodiffusion._plans.grids import grid
+from autodiffusion._sampling.sampling import Beginnings, Cost, walk
 from autodiffusion.layers._switch import LeftOut
-from autodiffusion.names import known
-from autodiffusion.plan_scheduler import PlanScheduler
-from autodiffusion.sampling import Beginnings, Cost, walk
-from autodiffusion.solvers import State, build
-from autodiffusion.turns import _turns, _users
+from autodiffusion.solvers import State
+from autodiffusion.solvers._base import build
 
 # what diffusers says about its own code
 pytestmark = [

@@ -46,9 +46,9 @@ from tiny_pipelines import (
 from torch import Tensor
 
 from autodiffusion import InputError, NoiseSchedule, Plan, Step, apply, load_model
+from autodiffusion._pipelines.turns import _turns, _users
+from autodiffusion._sampling.sampling import Beginnings, Cost, walk
 from autodiffusion.layers._switch import LeftOut
-from autodiffusion.sampling import Beginnings, Cost, walk
-from autodiffusion.turns import _turns, _users
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),

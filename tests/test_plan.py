@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from autodiffusion import plan as module
-from autodiffusion.errors import InputError
-from autodiffusion.plan import MAX_STEPS, Option, Plan, Step
+from autodiffusion._errors import InputError
+from autodiffusion._plans import plan as module
+from autodiffusion._plans.plan import MAX_STEPS, Option, Plan, Step
 
 OPTIONS: dict[str, Option] = {"eta": 0.5, "clip": True, "order": 2, "method": "multistep"}
 DIGEST = "6e9dbc7e7fa6f11fa4df8b2a7af99b5d7f91480090377604dd903743f990bb2c"
@@ -184,7 +184,7 @@ def test_not_equal_to_other_things() -> None:
 def test_digest_is_the_same_everywhere(salt: str) -> None:
     assert example().digest == DIGEST
     code = (
-        "from autodiffusion.plan import Plan; import sys\n"
+        "from autodiffusion._plans.plan import Plan; import sys\n"
         "plan = Plan.from_json(sys.stdin.read()); print(plan.digest, hash(plan))"
     )
     done = subprocess.run(

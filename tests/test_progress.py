@@ -12,12 +12,13 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from autodiffusion import Plan, progress
-from autodiffusion.contest import search_solvers
-from autodiffusion.live import Doing, line, panel
-from autodiffusion.progress import Quiet, Shown
-from autodiffusion.several import search_several
-from autodiffusion.standing import Standing
+from autodiffusion import Plan
+from autodiffusion._search.contest import search_solvers
+from autodiffusion._search.several import search_several
+from autodiffusion._study.standing import Standing
+from autodiffusion._views import progress
+from autodiffusion._views.live import Doing, line, panel
+from autodiffusion._views.progress import Progress, Quiet
 
 TIMES = (968.0, 680.0, 455.0, 229.0)
 STANDING = Standing("fid", 41, 312, 12_300, 8_400, 500, 5.6123, Plan.of("gls", TIMES))
@@ -82,7 +83,7 @@ def test_a_line_says_which_search_and_what_is_known() -> None:
 
 
 def test_a_terminal_keeps_a_line_of_what_is_done(clock: list[float]) -> None:
-    shown = Shown()
+    shown = Progress()
     shown.console = Console(
         file=io.StringIO(), force_terminal=True, width=80, no_color=True, _environ={"TERM": "xterm"}
     )
@@ -123,7 +124,7 @@ def test_a_notebook_has_a_view_that_changes_in_place(clock: list[float], monkeyp
     module.display = handle.display  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "IPython", ModuleType("IPython"))
     monkeypatch.setitem(sys.modules, "IPython.display", module)
-    shown = Shown()
+    shown = Progress()
     shown.console = Console(force_jupyter=True, _environ={})
     clock[0] = 100.0
     with shown:
@@ -146,7 +147,7 @@ def test_a_notebook_has_a_view_that_changes_in_place(clock: list[float], monkeyp
 
 def test_a_notebook_without_a_display_has_lines(monkeypatch: pytest.MonkeyPatch, clock: list[float]) -> None:
     monkeypatch.setitem(sys.modules, "IPython.display", None)
-    shown, printed = Shown(), []
+    shown, printed = Progress(), []
     shown.console = Console(force_jupyter=True, _environ={})
     monkeypatch.setattr(shown.console, "print", lambda text, **_: printed.append(text))
     with shown:

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from autodiffusion.costs import Costs
-from autodiffusion.errors import InputError
-from autodiffusion.layered import LayeredSpace
-from autodiffusion.plan import Plan
-from autodiffusion.schedule import NoiseSchedule
-from autodiffusion.space import SearchSpace
-from autodiffusion.strategies import WIDER, build
+from autodiffusion._errors import InputError
+from autodiffusion._plans.plan import Plan
+from autodiffusion._plans.schedule import NoiseSchedule
+from autodiffusion._spaces.costs import Costs
+from autodiffusion._spaces.layered import LayeredSpace
+from autodiffusion._spaces.space import SearchSpace
+from autodiffusion.strategies._base import WIDER, build
 from autodiffusion.strategies.prune import Prune
 
 SCHEDULE = NoiseSchedule.linear(1000)

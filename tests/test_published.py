@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 from test_adm import Plain, Residual, SelfAttention
 
 from autodiffusion import InputError, NoiseSchedule, Plan, Settings
-from autodiffusion.job import Job
-from autodiffusion.layers import find
+from autodiffusion._plans.published import published, read
+from autodiffusion._search.job import Job
+from autodiffusion.layers._find import find
 from autodiffusion.models._adm import ADM, empty_adm_unet
-from autodiffusion.published import published, read
-from autodiffusion.solvers import build, solve
+from autodiffusion.solvers._base import build, solve
 
 # The lines of the appendix's text, and of the released scripts, as they stand there
 

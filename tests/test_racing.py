@@ -14,13 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autodiffusion import Evaluator, Model, Plan
+from autodiffusion._references.reference import Reference
+from autodiffusion._sampling.sampling import Cost, begin, nfe, walk
+from autodiffusion._search.racing import Anchor, Lap, Race, counts
 from autodiffusion.features import Features
-from autodiffusion.features import load as load_features
-from autodiffusion.metrics import Metric, build
-from autodiffusion.racing import Anchor, Lap, Race, counts
-from autodiffusion.reference import Reference
-from autodiffusion.sampling import Cost, begin, nfe, walk
-from autodiffusion.strategies import RUNGS, WIDER
+from autodiffusion.features._base import load as load_features
+from autodiffusion.metrics import Metric
+from autodiffusion.metrics._build import build
+from autodiffusion.strategies._base import RUNGS, WIDER
 
 SEED = 5
 PLENTY = 2**30

@@ -15,14 +15,16 @@ from conftest import Command
 from PIL import Image
 from torch import Tensor, nn
 
-from autodiffusion import features, pictures, reference
-from autodiffusion import npz as npz_reader
-from autodiffusion.errors import InputError
+from autodiffusion import _npz as npz_reader
+from autodiffusion._errors import InputError
+from autodiffusion._references import pictures, reference
+from autodiffusion._references.reference import Reference, load, symmetric_root
 from autodiffusion.features import Extractor, Features
-from autodiffusion.metrics import build, frechet_distance
-from autodiffusion.reference import Reference, load, symmetric_root
+from autodiffusion.features import _base as features
+from autodiffusion.metrics._build import build
+from autodiffusion.metrics.fid import frechet_distance
 
-BUNDLED = Path(reference.__file__).parent / "bundled" / "mnist" / "reference.npz"
+BUNDLED = Path(reference.__file__).parents[1] / "_bundled" / "mnist" / "reference.npz"
 
 
 class Corners(nn.Module):

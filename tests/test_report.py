@@ -20,11 +20,11 @@ import yaml
 from PIL import Image
 
 from autodiffusion import InputError, Settings
-from autodiffusion.loop import search
-from autodiffusion.plan import Plan
-from autodiffusion.report import mosaic, picture, report
-from autodiffusion.report.mosaics import panels
-from autodiffusion.study import stored_settings
+from autodiffusion._plans.plan import Plan
+from autodiffusion._report import mosaic, picture, report
+from autodiffusion._report.mosaics import panels
+from autodiffusion._search.loop import search
+from autodiffusion._study.study import stored_settings
 
 VOID = {"meta", "img", "br", "hr", "link", "input", "source"}
 

@@ -11,7 +11,7 @@ import pytest
 from conftest import Command
 
 from autodiffusion import InputError, Settings
-from autodiffusion.report import again
+from autodiffusion._report import again
 
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -71,9 +71,9 @@ def searched(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
         found.append(settings)
         raise InputError("enough")
 
-    importlib.import_module("autodiffusion.several")  # or it would first be imported with what is put in here
-    importlib.import_module("autodiffusion.contest")
-    monkeypatch.setattr("autodiffusion.loop.search", search)
+    importlib.import_module("autodiffusion._search.several")  # or it would first be imported with what is put in here
+    importlib.import_module("autodiffusion._search.contest")
+    monkeypatch.setattr("autodiffusion._search.loop.search", search)
     return found
 
 

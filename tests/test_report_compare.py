@@ -15,10 +15,10 @@ from test_report import Page, finished, keep, ledger, of
 from test_report_figures import axes_of
 
 from autodiffusion import InputError
-from autodiffusion.confirm import figure
-from autodiffusion.loop import search
-from autodiffusion.report.charts import Chart
-from autodiffusion.report.comparison import SPREAD, charts, compare, labels, runs_in
+from autodiffusion._evaluation.confirm import figure
+from autodiffusion._report.charts import Chart
+from autodiffusion._report.comparison import SPREAD, charts, compare, labels, runs_in
+from autodiffusion._search.loop import search
 
 __all__ = ["finished"]  # a fixture of the reports' tests
 
@@ -29,8 +29,8 @@ def folders(finished: Path, real_images: Path, tmp_path_factory: pytest.TempPath
     base = tmp_path_factory.mktemp("compare")
     shutil.copytree(finished, base / "evolution")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("autodiffusion.loop.show", lambda *parts: None)
-        patch.setattr("autodiffusion.loop.report", lambda folder: None)
+        patch.setattr("autodiffusion._search.loop.show", lambda *parts: None)
+        patch.setattr("autodiffusion._search.loop.report", lambda folder: None)
         few: dict[str, Any] = {"strategy": "random", "strategy_options": {"candidates": 8}, "metric": "kid"}
         search(of(real_images, **few), base / "random")
         search(of(real_images, **few, solver="plms", steps=5), base / "plms")

@@ -16,15 +16,15 @@ from PIL import Image
 from test_report import copied, finished, keep, ledger, of, parsed
 
 from autodiffusion import Plan
-from autodiffusion.errors import InputError
-from autodiffusion.job import Job
-from autodiffusion.loop import search
-from autodiffusion.report import drawing, report, save_figures, tables
-from autodiffusion.report.charts import Chart, charts
-from autodiffusion.report.run import Run
-from autodiffusion.report.style import DARK, LIGHT, styled
-from autodiffusion.standing import candidates
-from autodiffusion.study import read_events
+from autodiffusion._errors import InputError
+from autodiffusion._report import drawing, report, save_figures, tables
+from autodiffusion._report.charts import Chart, charts
+from autodiffusion._report.run import Run
+from autodiffusion._report.style import DARK, LIGHT, styled
+from autodiffusion._search.job import Job
+from autodiffusion._search.loop import search
+from autodiffusion._study.standing import candidates
+from autodiffusion._study.study import read_events
 
 __all__ = ["copied", "finished"]  # fixtures of the reports' tests
 
@@ -354,7 +354,7 @@ def test_colours_stand_out(palette: dict[str, str], behind: str) -> None:
 
 
 def test_the_dark_variant_is_the_light_one_recoloured(finished: Path) -> None:
-    from autodiffusion.report.page import drawn
+    from autodiffusion._report.page import drawn
 
     assert len(set(LIGHT.values())) == len(LIGHT)
     for _, light, dark in drawn(charts(Run.of(finished))):

@@ -15,9 +15,9 @@ import yaml
 from test_report import Page, copied, finished, keep, ledger, of, parsed
 from test_report_figures import layered
 
-from autodiffusion.loop import search
-from autodiffusion.report import report
-from autodiffusion.report.mosaics import panels
+from autodiffusion._report import report
+from autodiffusion._report.mosaics import panels
+from autodiffusion._search.loop import search
 
 __all__ = ["copied", "finished", "layered"]  # fixtures of the reports' tests
 

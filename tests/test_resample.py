@@ -11,11 +11,11 @@ from conftest import Command
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from autodiffusion.errors import InputError
-from autodiffusion.plan import MAX_STEPS, Plan, Step
-from autodiffusion.resample import resample
-from autodiffusion.schedule import NoiseSchedule
-from autodiffusion.solvers import build
+from autodiffusion._errors import InputError
+from autodiffusion._plans.plan import MAX_STEPS, Plan, Step
+from autodiffusion._plans.resample import resample
+from autodiffusion._plans.schedule import NoiseSchedule
+from autodiffusion.solvers._base import build
 
 FOUND = Plan.of(
     "ddim", [965, 717, 552, 243], solver_options={"clip": True}, origin={"model": "mnist", "metric": "fid", "value": 12}

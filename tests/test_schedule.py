@@ -11,9 +11,9 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autodiffusion import grids
-from autodiffusion.errors import InputError
-from autodiffusion.schedule import NoiseSchedule
+from autodiffusion._errors import InputError
+from autodiffusion._plans import grids
+from autodiffusion._plans.schedule import NoiseSchedule
 
 BETAS = {
     "linear": NoiseSchedule.linear(),

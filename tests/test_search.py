@@ -26,21 +26,21 @@ from small import real
 from typer.testing import CliRunner
 
 from autodiffusion import InputError, NoiseSchedule, Plan, RunError, Settings
-from autodiffusion.candidates import least_loss, standings
-from autodiffusion.cli import app
-from autodiffusion.evaluate import Evaluator, derive_seed
-from autodiffusion.features import load as load_features
-from autodiffusion.grids import NAMED
-from autodiffusion.inputs import plan_of
-from autodiffusion.loop import Result, choice, search
-from autodiffusion.metrics import build
-from autodiffusion.names import known, resolve
-from autodiffusion.progress import Quiet
-from autodiffusion.racing import Race
-from autodiffusion.reference import Reference
-from autodiffusion.report.tables import convergence
-from autodiffusion.standing import candidates as scores_of
-from autodiffusion.study import Study, read_events, stored_settings
+from autodiffusion._cli import app
+from autodiffusion._evaluation.evaluate import Evaluator, derive_seed
+from autodiffusion._names import known, resolve
+from autodiffusion._plans.grids import NAMED
+from autodiffusion._references.reference import Reference
+from autodiffusion._report.tables import convergence
+from autodiffusion._search.candidates import least_loss, standings
+from autodiffusion._search.inputs import plan_of
+from autodiffusion._search.loop import Result, choice, search
+from autodiffusion._search.racing import Race
+from autodiffusion._study.standing import candidates as scores_of
+from autodiffusion._study.study import Study, read_events, stored_settings
+from autodiffusion._views.progress import Quiet
+from autodiffusion.features._base import load as load_features
+from autodiffusion.metrics._build import build
 
 TESTS = Path(__file__).parent
 LADDER = {"strategy": "ladder", "strategy_options": {}}
@@ -64,7 +64,7 @@ Search = Callable[..., Result]
 @pytest.fixture
 def run(real_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Search:
     """Searches the small model; without pictures and report, which take longer than all the rest."""
-    module = import_module("autodiffusion.loop")
+    module = import_module("autodiffusion._search.loop")
     monkeypatch.setattr(module, "report", lambda folder: None)
     monkeypatch.setattr(module, "show", lambda *parts: None)
 

@@ -14,13 +14,14 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from autodiffusion import Plan, load_model, reference
-from autodiffusion.confirm import confirm
-from autodiffusion.evaluate import Evaluator
-from autodiffusion.features import Extractor, Features, load
-from autodiffusion.metrics import frechet_distance
-from autodiffusion.metrics.fid import FID
-from autodiffusion.reference import Reference
+from autodiffusion import Plan, load_model
+from autodiffusion._evaluation.confirm import confirm
+from autodiffusion._evaluation.evaluate import Evaluator
+from autodiffusion._references import reference
+from autodiffusion._references.reference import Reference
+from autodiffusion.features import Extractor, Features
+from autodiffusion.features._base import load
+from autodiffusion.metrics.fid import FID, frechet_distance
 from bench import second_features, second_opinion
 
 SAMPLES = 24

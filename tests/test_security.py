@@ -15,11 +15,11 @@ import pytest
 from conftest import Command
 
 from autodiffusion import InputError, Plan, Settings
-from autodiffusion.features import load as load_features
-from autodiffusion.reference import load as load_reference
-from autodiffusion.report import report
-from autodiffusion.settings import read_yaml
-from autodiffusion.study import CONFIG, LEDGER, Study
+from autodiffusion._references.reference import load as load_reference
+from autodiffusion._report import report
+from autodiffusion._study.settings import read_yaml
+from autodiffusion._study.study import CONFIG, LEDGER, Study
+from autodiffusion.features._base import load as load_features
 
 TRAP = """
 from importlib import import_module

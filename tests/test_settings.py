@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from autodiffusion.errors import InputError
-from autodiffusion.grids import NAMED
-from autodiffusion.settings import PRESETS, RUNNING, Settings, read_yaml
+from autodiffusion._errors import InputError
+from autodiffusion._plans.grids import NAMED
+from autodiffusion._study.settings import PRESETS, RUNNING, Settings, read_yaml
 
 NEEDED: dict[str, Any] = {"model": "mnist", "steps": 4}
 

@@ -12,10 +12,10 @@ import pytest
 from small import model
 
 from autodiffusion import Model, Plan, Settings, sample
-from autodiffusion.progress import Quiet
-from autodiffusion.report.mosaics import GRID, mosaic, panels
-from autodiffusion.showing import show
-from autodiffusion.timing import Timing
+from autodiffusion._evaluation.timing import Timing
+from autodiffusion._report.mosaics import GRID, mosaic, panels
+from autodiffusion._search.showing import show
+from autodiffusion._views.progress import Quiet
 
 TIMES = "sampling_times.json"
 
@@ -63,7 +63,7 @@ def test_times_are_of_each_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     def counted(_: Model, plans: Sequence[Plan], batch_size: int, *__: float) -> list[Timing]:
         return [Timing(len(plan.steps), batch_size, batch_size + 1, 0.0, 0.0) for plan in plans]
 
-    monkeypatch.setattr("autodiffusion.showing.plan_times", counted)
+    monkeypatch.setattr("autodiffusion._search.showing.plan_times", counted)
     (tmp_path / TIMES).unlink()
     shown(tmp_path, [*ROWS, row("one", 50)])
     assert times(tmp_path)["ms"] == {"uniform": [16, 3, 17], "found": [16, 3, 17], "one": [16, 1, 17]}
@@ -72,8 +72,8 @@ def test_times_are_of_each_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_what_is_there_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown(tmp_path, ROWS)
     before = {name: (tmp_path / name).read_bytes() for name in (GRID, TIMES)}
-    monkeypatch.setattr("autodiffusion.showing.sample", None)
-    monkeypatch.setattr("autodiffusion.showing.plan_times", None)
+    monkeypatch.setattr("autodiffusion._search.showing.sample", None)
+    monkeypatch.setattr("autodiffusion._search.showing.plan_times", None)
     shown(tmp_path, ROWS)
     assert {name: (tmp_path / name).read_bytes() for name in before} == before
 

@@ -32,10 +32,11 @@ from safetensors.torch import load_file
 from scipy.integrate import quad
 from torch import Tensor
 
-from autodiffusion.errors import InputError
-from autodiffusion.names import known
-from autodiffusion.schedule import NoiseSchedule
-from autodiffusion.solvers import State, build, solve
+from autodiffusion._errors import InputError
+from autodiffusion._names import known
+from autodiffusion._plans.schedule import NoiseSchedule
+from autodiffusion.solvers import State
+from autodiffusion.solvers._base import build, solve
 from autodiffusion.solvers._linear import ADAMS_BASHFORTH
 
 # what diffusers says about its own code

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom, chisquare
 
-from autodiffusion.errors import InputError
-from autodiffusion.free import FreeNumber
-from autodiffusion.grids import fitting, grid
-from autodiffusion.plan import Plan, Step
-from autodiffusion.schedule import NoiseSchedule
-from autodiffusion.space import SearchSpace
+from autodiffusion._errors import InputError
+from autodiffusion._plans.free import FreeNumber
+from autodiffusion._plans.grids import fitting, grid
+from autodiffusion._plans.plan import Plan, Step
+from autodiffusion._plans.schedule import NoiseSchedule
+from autodiffusion._spaces.space import SearchSpace
 
 UNLIKELY = 1e-4
 

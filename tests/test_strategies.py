@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autodiffusion.errors import InputError
-from autodiffusion.free import FreeNumber
-from autodiffusion.names import known
-from autodiffusion.plan import Plan
-from autodiffusion.schedule import NoiseSchedule
-from autodiffusion.settings import PRESETS
-from autodiffusion.space import SearchSpace
-from autodiffusion.strategies import WIDER, Strategy, build, hopeful
+from autodiffusion._errors import InputError
+from autodiffusion._names import known
+from autodiffusion._plans.free import FreeNumber
+from autodiffusion._plans.plan import Plan
+from autodiffusion._plans.schedule import NoiseSchedule
+from autodiffusion._spaces.space import SearchSpace
+from autodiffusion._study.settings import PRESETS
+from autodiffusion.strategies import Strategy
+from autodiffusion.strategies._base import WIDER, build, hopeful
 from autodiffusion.strategies.evolution import Evolution
 from autodiffusion.strategies.ladder import Ladder
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from autodiffusion.errors import InputError
-from autodiffusion.settings import Settings
-from autodiffusion.study import CONFIG, LEDGER, Study, read_events, stored_settings, write
+from autodiffusion._errors import InputError
+from autodiffusion._study.settings import Settings
+from autodiffusion._study.study import CONFIG, LEDGER, Study, read_events, stored_settings, write
 
 GIVEN: dict[str, Any] = {"model": "mnist", "steps": 4, "samples": 250}
 SETTINGS = Settings.of(**GIVEN)
@@ -242,7 +242,7 @@ def test_a_second_writer_is_refused(tmp_path: Path) -> None:
         assert refused(tmp_path) == message
         code = (
             "import sys\nfrom pathlib import Path\nfrom autodiffusion import InputError, Settings\n"
-            "from autodiffusion.study import Study\n"
+            "from autodiffusion._study.study import Study\n"
             "try:\n    Study(Path(sys.argv[1]), Settings.of(model='mnist', steps=4, samples=250))\n"
             "except InputError as error:\n    print(error)\n"
         )

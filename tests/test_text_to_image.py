@@ -30,14 +30,14 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from autodiffusion import InputError, Model, NoiseSchedule, Plan, Settings, load_model, sample
-from autodiffusion.evaluate import Evaluator
-from autodiffusion.features import load as load_features
-from autodiffusion.grids import grid
-from autodiffusion.metrics import build as build_metric
-from autodiffusion.models import Captions
+from autodiffusion._evaluation.evaluate import Evaluator
+from autodiffusion._plans.grids import grid
+from autodiffusion._references.reference import Reference
+from autodiffusion._sampling.sampling import Cost, walk
+from autodiffusion.features._base import load as load_features
+from autodiffusion.metrics._build import build as build_metric
 from autodiffusion.models._autoencoder import decoder
-from autodiffusion.reference import Reference
-from autodiffusion.sampling import Cost, walk
+from autodiffusion.models._captions import Captions
 from autodiffusion.strategies.evolution import Evolution
 
 SEED = 3
@@ -839,8 +839,8 @@ def test_its_commands_run(command: Command, monkeypatch: pytest.MonkeyPatch, lin
         asked.append(settings.model_dump())
         raise InputError("enough")
 
-    monkeypatch.setattr("autodiffusion.models.load", load)
-    monkeypatch.setattr("autodiffusion.loop.search", search)
+    monkeypatch.setattr("autodiffusion.models._load.load", load)
+    monkeypatch.setattr("autodiffusion._search.loop.search", search)
     status, _, err = command(line)
     assert (status, err) == (2, "autodiffusion: enough\n")
     [options] = asked

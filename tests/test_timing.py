@@ -16,10 +16,11 @@ import torch
 from conftest import Command
 from torch import Tensor, nn
 
-from autodiffusion import InputError, Model, NoiseSchedule, Plan, Step, timing
+from autodiffusion import InputError, Model, NoiseSchedule, Plan, Step
+from autodiffusion._evaluation import timing
+from autodiffusion._evaluation.timing import LEAST, MOST, Clock, layer_times, plan_times
+from autodiffusion._sampling.sampling import stretches
 from autodiffusion.layers import _base, register
-from autodiffusion.sampling import stretches
-from autodiffusion.timing import LEAST, MOST, Clock, layer_times, plan_times
 
 SHAPE = (1, 4, 4)
 
@@ -254,11 +255,11 @@ def test_events_tell_the_time_of_a_gpu() -> None:
     assert 4 < spent(1000) / spent(100) < 25
 
 
-Shown = Callable[[str], str]
+Progress = Callable[[str], str]
 
 
 @pytest.fixture
-def evaluate(command: Command, monkeypatch: pytest.MonkeyPatch) -> Shown:
+def evaluate(command: Command, monkeypatch: pytest.MonkeyPatch) -> Progress:
     """What ``evaluate`` prints of plan.json, which leaves out layers of the bundled model, or of ``uniform:2``."""
     monkeypatch.setattr(timing, "plan_times", partial(plan_times, most=LEAST))
     Plan(solver="ddim", steps=(Step(t=900, skip=frozenset({0, 13})), Step(t=400))).save("plan.json")
@@ -271,7 +272,7 @@ def evaluate(command: Command, monkeypatch: pytest.MonkeyPatch) -> Shown:
     return run
 
 
-def test_evaluate_tells_what_layers_left_out_save(evaluate: Shown) -> None:
+def test_evaluate_tells_what_layers_left_out_save(evaluate: Progress) -> None:
     cost = json.loads(evaluate("plan.json --json"))["cost"]
     assert list(cost) == ["layers", "macs", "ms", "ms_whole"]
     # `autodiffusion layers mnist`: 15 layers, 19,047,424 MACs, of which layers 0 and 13 have these
@@ -283,7 +284,7 @@ def test_evaluate_tells_what_layers_left_out_save(evaluate: Shown) -> None:
     assert " ms (" in shown
 
 
-def test_evaluate_measures_time_only_where_it_is_wanted(evaluate: Shown) -> None:
+def test_evaluate_measures_time_only_where_it_is_wanted(evaluate: Progress) -> None:
     untimed = json.loads(evaluate("plan.json --json --no-time"))["cost"]
     assert (untimed["layers"], untimed["ms"], untimed["ms_whole"]) == (28, None, None)
     assert list(json.loads(evaluate("uniform:2 --json"))) == ["plan", "samples", "seed", "nfe", "scores"]

@@ -12,9 +12,9 @@ import torch
 from conftest import Command
 
 from autodiffusion import Model, Plan
-from autodiffusion.inputs import other_guidance
-from autodiffusion.models import load
-from autodiffusion.plan import Step
+from autodiffusion._plans.plan import Step
+from autodiffusion._search.inputs import other_guidance
+from autodiffusion.models._load import load
 
 FEW = "--population 4 --generations 2 --parents 2 --mutations 1 --crossovers 1 --initial-mutations 1"
 
@@ -92,7 +92,7 @@ def test_guidance_in_words(model: Model, guidance: str) -> None:
 
 
 def test_published_plans_have_the_words_of_models(command: Command) -> None:
-    from autodiffusion.published import published
+    from autodiffusion._plans.published import published
 
     words = {plan.origin["guidance"] for plan in published().values() if "guidance" in plan.origin}
     assert words == {guided(classifier=classify).guidance, guided(null_class=0, guidance_scale=7.5).guidance}

@@ -14,11 +14,12 @@ import small
 import torch
 from torch import Tensor
 
-from autodiffusion import Plan, Settings, search, unfinished
-from autodiffusion.blocks import Done, Task
+from autodiffusion import Plan, Settings, search
+from autodiffusion._sampling import unfinished
+from autodiffusion._sampling.blocks import Done, Task
+from autodiffusion._sampling.sampling import Cost
+from autodiffusion._sampling.unfinished import load, save
 from autodiffusion.features import Features
-from autodiffusion.sampling import Cost
-from autodiffusion.unfinished import load, save
 
 PLANS = (Plan.of("ddim", [90.0, 50.0]), Plan.of("ddim", [90.0, 40.0]), Plan.of("ddim", [80.0, 40.0]))
 TASK = Task("a", 5, range(8, 12), PLANS)

@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, PixArtTrans
 from torch import Tensor
 
 from autodiffusion import Model, NoiseSchedule, Plan
-from autodiffusion.sampling import Beginnings, Cost, walk
+from autodiffusion._sampling.sampling import Beginnings, Cost, walk
 
 STOCK: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 """The noise schedule of Stable Diffusion."""
@@ -362,7 +362,7 @@ def apart(x: Tensor, reference: Tensor) -> float:
 
 def free_plan(solver: str, times: Sequence[float], end: float | None = None, **options: Any) -> Plan:
     """A plan with layers left out, and 0.21 for each number that the solver leaves open."""
-    from autodiffusion.solvers import build
+    from autodiffusion.solvers._base import build
 
     free = build(solver, NoiseSchedule.linear(), options).free(len(times), end is None)
     skips = [[1], [0, 2], [], [2]]

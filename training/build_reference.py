@@ -16,7 +16,7 @@ import torch
 from data import digits
 
 from autodiffusion import features
-from autodiffusion.reference import Reference
+from autodiffusion._references.reference import Reference
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autodiffusion.names import own
+from autodiffusion._names import own
 
 
 def moved(images: Tensor) -> Tensor:

@@ -19,9 +19,9 @@ from data import digits
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from torch.nn import functional
 
-from autodiffusion.confirm import confirm, figure
-from autodiffusion.inputs import find_reference, plan_of, prepare
-from autodiffusion.models import load
+from autodiffusion._evaluation.confirm import confirm, figure
+from autodiffusion._search.inputs import find_reference, plan_of, prepare
+from autodiffusion.models._load import load
 from autodiffusion.models.mnist import FOLDER, NULL_CLASS
 
 REFERENCE = FOLDER / "reference.npz"

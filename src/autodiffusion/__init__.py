@@ -11,49 +11,65 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autodiffusion.errors import InputError, RunError
-    from autodiffusion.evaluate import Evaluator, Score
-    from autodiffusion.loop import Result, search
-    from autodiffusion.models import Model
-    from autodiffusion.models import load as load_model
-    from autodiffusion.pipeline import Applied, apply
-    from autodiffusion.plan import Plan, Step
-    from autodiffusion.sampling import sample
-    from autodiffusion.schedule import NoiseSchedule
-    from autodiffusion.settings import Settings
-    from autodiffusion.space import SearchSpace
-    from autodiffusion.study import Study
+    from autodiffusion._errors import InputError, RunError
+    from autodiffusion._evaluation.evaluate import Evaluator, Score
+    from autodiffusion._evaluation.timing import Timing, layer_times, plan_times
+    from autodiffusion._pipelines.check import Following, check
+    from autodiffusion._pipelines.pipeline import Applied, apply
+    from autodiffusion._plans.plan import Plan, Step
+    from autodiffusion._plans.schedule import NoiseSchedule
+    from autodiffusion._references.reference import Reference
+    from autodiffusion._report import report
+    from autodiffusion._sampling.sampling import sample
+    from autodiffusion._search.loop import Result, search
+    from autodiffusion._spaces.space import SearchSpace
+    from autodiffusion._study.settings import Settings
+    from autodiffusion._study.study import Study
+    from autodiffusion._views.progress import Progress
+    from autodiffusion.models._load import load as load_model
+    from autodiffusion.models._model import Model
 
 __version__ = "0.1.0.dev0"
 
 # imported when first used: `import autodiffusion` costs nothing, and no part pulls in what another part needs
 _HOMES = {
-    "Applied": ("pipeline", "Applied"),
-    "Evaluator": ("evaluate", "Evaluator"),
-    "InputError": ("errors", "InputError"),
-    "Model": ("models", "Model"),
-    "NoiseSchedule": ("schedule", "NoiseSchedule"),
-    "Plan": ("plan", "Plan"),
-    "Result": ("loop", "Result"),
-    "RunError": ("errors", "RunError"),
-    "Score": ("evaluate", "Score"),
-    "SearchSpace": ("space", "SearchSpace"),
-    "Settings": ("settings", "Settings"),
-    "Step": ("plan", "Step"),
-    "Study": ("study", "Study"),
-    "apply": ("pipeline", "apply"),
-    "load_model": ("models", "load"),
-    "sample": ("sampling", "sample"),
-    "search": ("loop", "search"),
+    "Applied": ("_pipelines.pipeline", "Applied"),
+    "Evaluator": ("_evaluation.evaluate", "Evaluator"),
+    "Following": ("_pipelines.check", "Following"),
+    "InputError": ("_errors", "InputError"),
+    "Model": ("models._model", "Model"),
+    "NoiseSchedule": ("_plans.schedule", "NoiseSchedule"),
+    "Plan": ("_plans.plan", "Plan"),
+    "Reference": ("_references.reference", "Reference"),
+    "Result": ("_search.loop", "Result"),
+    "RunError": ("_errors", "RunError"),
+    "Score": ("_evaluation.evaluate", "Score"),
+    "SearchSpace": ("_spaces.space", "SearchSpace"),
+    "Settings": ("_study.settings", "Settings"),
+    "Progress": ("_views.progress", "Progress"),
+    "Step": ("_plans.plan", "Step"),
+    "Study": ("_study.study", "Study"),
+    "Timing": ("_evaluation.timing", "Timing"),
+    "apply": ("_pipelines.pipeline", "apply"),
+    "check": ("_pipelines.check", "check"),
+    "layer_times": ("_evaluation.timing", "layer_times"),
+    "load_model": ("models._load", "load"),
+    "plan_times": ("_evaluation.timing", "plan_times"),
+    "report": ("_report", "report"),
+    "sample": ("_sampling.sampling", "sample"),
+    "search": ("_search.loop", "search"),
 }
 
 __all__ = [
     "Applied",
     "Evaluator",
+    "Following",
     "InputError",
     "Model",
     "NoiseSchedule",
     "Plan",
+    "Progress",
+    "Reference",
     "Result",
     "RunError",
     "Score",
@@ -61,21 +77,28 @@ __all__ = [
     "Settings",
     "Step",
     "Study",
+    "Timing",
     "apply",
+    "check",
+    "layer_times",
     "load_model",
+    "plan_times",
+    "report",
     "sample",
     "search",
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'autodiffusion' has no attribute '{name}'")
-    module, attribute = _HOMES[name]
-    value = getattr(import_module(f"autodiffusion.{module}"), attribute)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # or a type checker would take any name for one of ours
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module 'autodiffusion' has no attribute '{name}'")
+        module, attribute = _HOMES[name]
+        value = getattr(import_module(f"autodiffusion.{module}"), attribute)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return ["__version__", *__all__]

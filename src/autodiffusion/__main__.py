@@ -1,5 +1,5 @@
 """``python -m autodiffusion``."""
 
-from autodiffusion.cli import main
+from autodiffusion._cli import main
 
 main()

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from autodiffusion.plan import Plan
-from autodiffusion.schedule import NoiseSchedule
+from autodiffusion._plans.plan import Plan
+from autodiffusion._plans.schedule import NoiseSchedule
 
 DIGITS = 7
 """Significant ones of a sigma: a float32's, which is what the other programs make of it."""

@@ -22,10 +22,10 @@ from test_report import keep, of
 from test_report_figures import LAYERED
 
 from autodiffusion import Settings
-from autodiffusion.loop import search
-from autodiffusion.report import compare, report
-from autodiffusion.report.comparison import runs_in
-from autodiffusion.report.style import DARK, LIGHT
+from autodiffusion._report import compare, report
+from autodiffusion._report.comparison import runs_in
+from autodiffusion._report.style import DARK, LIGHT
+from autodiffusion._search.loop import search
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next(filter(None, map(shutil.which, [os.environ.get("CHROMIUM", ""), *NAMES])), None)

@@ -7,6 +7,6 @@ itself).
 
 from __future__ import annotations
 
-from autodiffusion.features._base import Extractor, Features, load
+from autodiffusion.features._base import Extractor, Features
 
-__all__ = ["Extractor", "Features", "load"]
+__all__ = ["Extractor", "Features"]

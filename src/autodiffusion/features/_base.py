@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from autodiffusion.errors import InputError
-from autodiffusion.names import resolve
+from autodiffusion._errors import InputError
+from autodiffusion._names import resolve
 
 PARTS = ("features", "logits", "spatial features")
 """What a network may return, in this order."""

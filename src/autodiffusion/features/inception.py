@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from autodiffusion.errors import InputError
+from autodiffusion._errors import InputError
 from autodiffusion.features._base import Extractor
 
 WEIGHTS_VARIABLE = "AUTODIFFUSION_INCEPTION"

@@ -7,7 +7,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-WEIGHTS = Path(__file__).parent.parent / "bundled" / "mnist" / "classifier.safetensors"
+WEIGHTS = Path(__file__).parent.parent / "_bundled" / "mnist" / "classifier.safetensors"
 
 
 class DigitClassifier(nn.Module):

@@ -7,6 +7,5 @@ own. A rule says what a block of its class passes on when it is left out.
 from __future__ import annotations
 
 from autodiffusion.layers._base import Layer, Rule, register
-from autodiffusion.layers._find import Network, find
 
-__all__ = ["Layer", "Network", "Rule", "find", "register"]
+__all__ = ["Layer", "Rule", "register"]

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from autodiffusion.errors import InputError
-from autodiffusion.names import known
+from autodiffusion._errors import InputError
+from autodiffusion._names import known
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from autodiffusion.errors import InputError
+from autodiffusion._errors import InputError
 from autodiffusion.layers._base import Layer, Rule, rule_for
 from autodiffusion.layers._switch import left_out, put_back
 

@@ -1,14 +1,11 @@
 """Metrics: from the features of samples to a number. One file a metric; each ends in ``metric = ITS_CLASS``.
 
 A metric sees no plans and no models. All but one compare features of generated images with a reference
-(:class:`Metric`); ``kl`` judges a model's denoising of real images instead and has its own form (:class:`KL`).
+(:class:`Metric`); ``kl`` judges a model's denoising of real images instead and has its own form.
 """
 
 from __future__ import annotations
 
-from autodiffusion.metrics._base import Criterion, Interval, Metric, interval
-from autodiffusion.metrics._build import build
-from autodiffusion.metrics.fid import frechet_distance
-from autodiffusion.metrics.kl import KL
+from autodiffusion.metrics._base import Metric
 
-__all__ = ["KL", "Criterion", "Interval", "Metric", "build", "frechet_distance", "interval"]
+__all__ = ["Metric"]

@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autodiffusion.errors import InputError
+from autodiffusion._errors import InputError
+from autodiffusion._references.reference import Reference
 from autodiffusion.features import Features
-from autodiffusion.reference import Reference
 
 Floats: TypeAlias = NDArray[np.float64]
 Indices: TypeAlias = NDArray[np.int64]

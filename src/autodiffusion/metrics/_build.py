@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from autodiffusion._names import resolve
+from autodiffusion._references.reference import Reference
 from autodiffusion.metrics._base import Metric
 from autodiffusion.metrics.kl import KL
-from autodiffusion.names import resolve
-from autodiffusion.reference import Reference
 
 
 def build(name: str, reference: Reference) -> Metric | KL:

@@ -8,9 +8,9 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
+from autodiffusion._references.reference import symmetric_root
 from autodiffusion.features import Features
 from autodiffusion.metrics._base import Floats, Indices, Metric, Needs
-from autodiffusion.reference import symmetric_root
 
 
 class FID(Metric):

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autodiffusion.errors import InputError
+from autodiffusion._errors import InputError
+from autodiffusion._references.reference import Reference
 from autodiffusion.features import Features
 from autodiffusion.metrics._base import Floats, Metric
-from autodiffusion.reference import Reference
 
 
 class InceptionScore(Metric):

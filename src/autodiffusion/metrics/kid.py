@@ -9,9 +9,9 @@ from statistics import NormalDist
 
 import numpy as np
 
+from autodiffusion._references.reference import Reference
 from autodiffusion.features import Features
 from autodiffusion.metrics._base import Floats, Interval, Metric
-from autodiffusion.reference import Reference
 
 ROWS = 1024
 """Rows of a kernel matrix that are held at a time."""

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from autodiffusion.errors import InputError
+from autodiffusion._errors import InputError
+from autodiffusion._references.reference import Reference
 from autodiffusion.metrics._base import Criterion, Floats, Interval, bootstrap
-from autodiffusion.reference import Reference
 
 
 class KL(Criterion):

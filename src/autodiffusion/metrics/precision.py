@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from autodiffusion._references.reference import Reference
 from autodiffusion.features import Features
 from autodiffusion.metrics._base import Indices, Metric
 from autodiffusion.metrics._manifold import NEIGHBOURS, covered, radii
-from autodiffusion.reference import Reference
 
 
 class Precision(Metric):

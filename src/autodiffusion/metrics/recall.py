@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from autodiffusion._references.reference import Reference
 from autodiffusion.features import Features
 from autodiffusion.metrics._base import Indices, Metric
 from autodiffusion.metrics._manifold import NEIGHBOURS, covered, radii
-from autodiffusion.reference import Reference
 
 
 class Recall(Metric):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from autodiffusion._references.reference import Reference
 from autodiffusion.metrics.fid import FID
-from autodiffusion.reference import Reference
 
 
 class SFID(FID):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor
 
-from autodiffusion.errors import InputError
+from autodiffusion._errors import InputError
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from autodiffusion.errors import InputError
+from autodiffusion._errors import InputError
 
 COLUMNS = ("caption", "text", "prompt")
 """Columns of a CSV that hold captions; the first of them that is there counts."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from autodiffusion.errors import InputError
+from autodiffusion._errors import InputError
 from autodiffusion.models._adm import GROUPS, adm_shapes, check_fits, empty_adm_unet
 from autodiffusion.models._classifier import empty_classifier
 from autodiffusion.models._flags import CLASSES, MULTIPLIERS, Flags

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import inf
 
-from autodiffusion.errors import InputError, nearest
+from autodiffusion._errors import InputError, nearest
+from autodiffusion._plans.schedule import NoiseSchedule
 from autodiffusion.models._adm import ADM
-from autodiffusion.schedule import NoiseSchedule
 
 MULTIPLIERS = {512: "0.5,1,1,2,2,4,4", 256: "1,1,2,2,4,4", 128: "1,1,2,3,4", 64: "1,2,3,4"}
 """Of each level, by the size of the image, where nothing is said."""

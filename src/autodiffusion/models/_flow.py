@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autodiffusion.errors import InputError, nearest
-from autodiffusion.flow import FlowSchedule, is_flow
+from autodiffusion._errors import InputError, nearest
+from autodiffusion._plans.flow import FlowSchedule, is_flow
 from autodiffusion.models._autoencoder import decoder, enlargement
 from autodiffusion.models._captions import Captions
 from autodiffusion.models._folder import quiet, scheduler_of, settings_of, weights_of

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from autodiffusion.errors import InputError, nearest
-from autodiffusion.names import known
-from autodiffusion.schedule import NoiseSchedule
+from autodiffusion._errors import InputError, nearest
+from autodiffusion._names import known
+from autodiffusion._plans.schedule import NoiseSchedule
 
 
 def network_of(name: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from autodiffusion.errors import InputError, nearest
+from autodiffusion._errors import InputError, nearest
+from autodiffusion._names import known, own, resolve
+from autodiffusion._plans.schedule import NoiseSchedule
 from autodiffusion.models._folder import network_of
 from autodiffusion.models._model import Model
 from autodiffusion.models._unet import load_unet
-from autodiffusion.names import known, own, resolve
-from autodiffusion.schedule import NoiseSchedule
 
 SCHEDULES: dict[str, Callable[[], NoiseSchedule]] = {
     "linear": NoiseSchedule.linear,

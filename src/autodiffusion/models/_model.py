@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autodiffusion.errors import InputError, nearest
-from autodiffusion.layers import Layer, Network, find
+from autodiffusion._errors import InputError, nearest
+from autodiffusion._plans.schedule import NoiseSchedule
+from autodiffusion.layers import Layer
+from autodiffusion.layers._find import Network, find
 from autodiffusion.models._captions import Captions
-from autodiffusion.schedule import NoiseSchedule
 
 Prediction = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
 NOISE, LABELS = 0, 1

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from autodiffusion.errors import InputError
+from autodiffusion._errors import InputError
 from autodiffusion.models._folder import config_of, quiet, scheduler_of, unfit, weights_of
 from autodiffusion.models._leftovers import leftovers
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autodiffusion.errors import InputError
+from autodiffusion._errors import InputError
 from autodiffusion.models._autoencoder import decoder, enlargement
 from autodiffusion.models._captions import Captions
 from autodiffusion.models._folder import quiet, schedule_of

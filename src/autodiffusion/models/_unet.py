@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autodiffusion.errors import InputError
+from autodiffusion._errors import InputError
+from autodiffusion._plans.schedule import NoiseSchedule
 from autodiffusion.models._folder import config_of, network_of, schedule_of, scheduler_of, weights_of
 from autodiffusion.models._model import Model
-from autodiffusion.schedule import NoiseSchedule
 
 
 def load_unet(

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autodiffusion.errors import InputError, nearest
+from autodiffusion._errors import InputError, nearest
+from autodiffusion._names import check_options
 from autodiffusion.models._adm import MisfitError, adm_unet
 from autodiffusion.models._classifier import classifier_of
 from autodiffusion.models._fitting import fitting
 from autodiffusion.models._flags import CLASSES, Flags
 from autodiffusion.models._model import Model
-from autodiffusion.names import check_options
 
 _LSUN = Flags(
     image_size=256,

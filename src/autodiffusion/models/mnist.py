@@ -10,7 +10,7 @@ import torch
 from autodiffusion.models._model import Model
 from autodiffusion.models._unet import load_unet
 
-FOLDER = Path(__file__).parent.parent / "bundled" / "mnist"
+FOLDER = Path(__file__).parent.parent / "_bundled" / "mnist"
 NULL_CLASS = 10
 
 
@@ -22,7 +22,7 @@ def mnist(
     classes: int | None = None,
     null_class: int = NULL_CLASS,
 ) -> Model:
-    """The model in ``bundled/mnist`` with its own feature network and reference; its card is the README there."""
+    """The model in ``_bundled/mnist`` with its own feature network and reference; its card is the README there."""
     model = load_unet(
         str(FOLDER), device=device, dtype=dtype, guidance_scale=guidance_scale, classes=classes, null_class=null_class
     )

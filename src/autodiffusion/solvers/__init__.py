@@ -7,6 +7,7 @@ first moves are equal share the states between them.
 
 from __future__ import annotations
 
-from autodiffusion.solvers._base import Guided, Move, Predict, Solver, State, build, solve
+from autodiffusion._plans.free import FreeNumber
+from autodiffusion.solvers._base import Move, Predict, Solver, State
 
-__all__ = ["Guided", "Move", "Predict", "Solver", "State", "build", "solve"]
+__all__ = ["FreeNumber", "Move", "Predict", "Solver", "State"]

@@ -11,10 +11,10 @@ from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 from torch import Tensor
 
-from autodiffusion.errors import InputError
-from autodiffusion.free import OfSteps, values
-from autodiffusion.names import with_options
-from autodiffusion.schedule import NoiseSchedule
+from autodiffusion._errors import InputError
+from autodiffusion._names import with_options
+from autodiffusion._plans.free import OfSteps, values
+from autodiffusion._plans.schedule import NoiseSchedule
 
 
 class Guided(NamedTuple):

@@ -7,7 +7,7 @@ from operator import mul
 
 from torch import Tensor
 
-from autodiffusion.schedule import NoiseSchedule
+from autodiffusion._plans.schedule import NoiseSchedule
 from autodiffusion.solvers._base import Move, Predict, Solver
 
 ADAMS_BASHFORTH = {

@@ -9,8 +9,8 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-from autodiffusion.errors import InputError
-from autodiffusion.schedule import NoiseSchedule
+from autodiffusion._errors import InputError
+from autodiffusion._plans.schedule import NoiseSchedule
 from autodiffusion.solvers._base import Move, combine
 from autodiffusion.solvers._linear import lagrange
 

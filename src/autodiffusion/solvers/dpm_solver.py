@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from autodiffusion.errors import InputError, nearest
+from autodiffusion._errors import InputError, nearest
 from autodiffusion.solvers._base import Move, Noise, Predict, Solver, State
 from autodiffusion.solvers._linear import towards
 from autodiffusion.solvers._log_snr import FEW, check_falling, check_order, exponential_step, tail, with_orders

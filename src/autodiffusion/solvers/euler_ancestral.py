@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from autodiffusion.errors import InputError
+from autodiffusion._errors import InputError
 from autodiffusion.solvers.ddim import DDIM
 
 

@@ -9,9 +9,9 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
-from autodiffusion.errors import InputError
-from autodiffusion.free import FreeNumber, OfSteps, values
-from autodiffusion.names import resolve
+from autodiffusion._errors import InputError
+from autodiffusion._names import resolve
+from autodiffusion._plans.free import FreeNumber, OfSteps, values
 from autodiffusion.solvers._base import Move, Noise, Predict, Solver, State, build, combine
 
 

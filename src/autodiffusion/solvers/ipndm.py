@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from autodiffusion.errors import InputError
+from autodiffusion._errors import InputError
 from autodiffusion.solvers._base import Move, Noise, Predict, Solver, State, combine
 from autodiffusion.solvers._linear import ADAMS_BASHFORTH, lagrange, ratio, transfer
 

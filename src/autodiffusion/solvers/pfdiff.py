@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from autodiffusion.errors import InputError
-from autodiffusion.free import FreeNumber, OfSteps
+from autodiffusion._errors import InputError
+from autodiffusion._plans.free import FreeNumber, OfSteps
 from autodiffusion.solvers._base import Move, Noise, Predict, Solver, State
 from autodiffusion.solvers._linear import transfer
 

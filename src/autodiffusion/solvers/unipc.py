@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from autodiffusion.errors import InputError, nearest
+from autodiffusion._errors import InputError, nearest
 from autodiffusion.solvers._base import Move, Noise, Predict, Solver, State, combine
 from autodiffusion.solvers._linear import towards
 from autodiffusion.solvers._log_snr import check_order, exact, exponential_step, step_weights, with_orders

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from autodiffusion.strategies._base import RUNGS, WIDER, Strategy, build, hopeful
+from autodiffusion.strategies._base import Strategy
 
-__all__ = ["RUNGS", "WIDER", "Strategy", "build", "hopeful"]
+__all__ = ["Strategy"]

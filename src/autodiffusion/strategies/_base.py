@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from autodiffusion.errors import InputError
-from autodiffusion.layered import LayeredSpace
-from autodiffusion.names import known, resolve, with_options
-from autodiffusion.plan import Plan
-from autodiffusion.space import SearchSpace
+from autodiffusion._errors import InputError
+from autodiffusion._names import known, resolve, with_options
+from autodiffusion._plans.plan import Plan
+from autodiffusion._spaces.layered import LayeredSpace
+from autodiffusion._spaces.space import SearchSpace
 
 RUNGS = (0.1, 0.2, 0.5, 1.0)
 """Shares of a score's full number of samples at which a race compares; nested, so that more adds to what is there."""

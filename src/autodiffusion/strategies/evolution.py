@@ -9,8 +9,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from autodiffusion.layered import LayeredSpace
-from autodiffusion.plan import Plan
+from autodiffusion._plans.plan import Plan
+from autodiffusion._spaces.layered import LayeredSpace
 from autodiffusion.strategies._base import Strategy
 
 GROWTH = 5

@@ -11,8 +11,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from autodiffusion.errors import InputError
-from autodiffusion.plan import Plan
+from autodiffusion._errors import InputError
+from autodiffusion._plans.plan import Plan
 from autodiffusion.strategies._base import RUNGS, WIDER, Strategy, hopeful
 
 FIRST, LAST, POWERS = (0.98, 0.93, 0.85, 0.72, 0.55), (0.01, 0.1, 0.22), (0.7, 1.0, 1.5)

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from autodiffusion.errors import InputError, nearest
-from autodiffusion.plan import Plan
-from autodiffusion.space import SearchSpace
+from autodiffusion._errors import InputError, nearest
+from autodiffusion._plans.plan import Plan
+from autodiffusion._spaces.space import SearchSpace
 from autodiffusion.strategies._base import Strategy
 
 if TYPE_CHECKING:

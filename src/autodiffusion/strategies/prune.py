@@ -7,10 +7,10 @@ from typing import ClassVar, TypeAlias
 
 import numpy as np
 
-from autodiffusion.errors import InputError
-from autodiffusion.layered import LayeredSpace
-from autodiffusion.plan import Plan
-from autodiffusion.resample import resample
+from autodiffusion._errors import InputError
+from autodiffusion._plans.plan import Plan
+from autodiffusion._plans.resample import resample
+from autodiffusion._spaces.layered import LayeredSpace
 from autodiffusion.strategies.ladder import Asking, Ladder, Weights
 
 POWERS = (1.0, 0.5)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autodiffusion.plan import Plan
+from autodiffusion._plans.plan import Plan
 from autodiffusion.strategies._base import Strategy
 
 

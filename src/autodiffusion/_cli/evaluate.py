@@ -1,0 +1,132 @@
+"""``autodiffusion evaluate PLAN --model MODEL``."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from autodiffusion._cli._options import (
+    Batch,
+    Captions,
+    Checkpoint,
+    Classes,
+    Classifier,
+    Device,
+    Dtype,
+    Features,
+    Guidance,
+    Json,
+    ModelName,
+    ModelOption,
+    NullClass,
+    RayAddress,
+    Reference,
+    Schedule,
+    Seed,
+    Solver,
+    SolverOption,
+    Threads,
+    Timeout,
+    Workers,
+    crew_for,
+    load_model,
+    load_plan,
+)
+from autodiffusion._cli._output import print_json, print_rows
+from autodiffusion._errors import RunError
+
+if TYPE_CHECKING:
+    from autodiffusion._evaluation.timing import Timing
+
+
+def evaluate_command(
+    plan: Annotated[str, typer.Argument(help="a plan's file, a published plan, or a grid such as uniform:4")],
+    model: ModelName,
+    metric: Annotated[str, typer.Option(help="one or several, by commas")] = "fid",
+    samples: Annotated[int, typer.Option(min=2)] = 5000,
+    seed: Seed = 0,
+    reference: Reference = None,
+    features: Features = None,
+    solver: Solver = "ddim",
+    solver_option: SolverOption = None,
+    guidance_scale: Guidance = None,
+    checkpoint: Checkpoint = None,
+    classifier: Classifier = None,
+    captions: Captions = None,
+    model_option: ModelOption = None,
+    classes: Classes = None,
+    null_class: NullClass = None,
+    schedule: Schedule = None,
+    batch_size: Batch = 128,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    threads: Threads = 0,
+    workers: Workers = None,
+    ray_address: RayAddress = None,
+    timeout: Timeout = None,
+    timed: Annotated[
+        bool | None,
+        typer.Option("--time/--no-time", help="measure how long sampling takes [where layers are left out]"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Scores a plan or a named grid on fresh noise, with a 95 % bootstrap interval.
+
+    Of a plan that leaves out layers it says what it costs as well, beside the same steps with the whole network.
+    """
+    from autodiffusion._evaluation.confirm import confirm
+    from autodiffusion._evaluation.timing import plan_times
+    from autodiffusion._sampling.sampling import nfe
+    from autodiffusion._search.inputs import check_source, find_reference, other_guidance, prepare
+    from autodiffusion._search.pricing import Pricing
+    from autodiffusion._views.progress import Progress
+
+    given = locals()
+    loaded = load_model(given)
+    chosen = load_plan(plan, loaded, solver, solver_option)
+    evaluator, source = prepare(loaded, features, reference, batch_size, samples)
+    metrics = [name.strip() for name in metric.split(",") if name.strip()]
+    reference_found = check_source(source, evaluator, metrics)
+    if difference := other_guidance(chosen, loaded):
+        print(f"autodiffusion: {difference}", file=sys.stderr)
+    evaluations, time = nfe(chosen, loaded), None
+    partial = chosen != chosen.leaving()
+    timed = partial if timed is None else timed
+    with crew_for(given) as elsewhere, Progress() as progress:
+        evaluator = replace(evaluator, elsewhere=elsewhere)
+        reference_found = reference_found or find_reference(source, evaluator, progress)
+        progress.phase("evaluate", evaluations * samples)
+        [row] = confirm(evaluator, reference_found, {plan: chosen}, metrics, samples, seed, progress.tick)
+        if row.problem:
+            raise RunError(f"{plan}: {row.problem}")
+        if timed:
+            progress.phase("time", 0)
+            [time] = plan_times(loaded, [chosen], min(batch_size, samples))
+    content = row.to_json()
+    shown = {key: content[key] for key in ("plan", "samples", "seed", "nfe", "scores")}
+    if not (partial or timed):
+        return print_json(shown) if as_json else print_rows([content])
+    pricing = Pricing.of(loaded)
+    kept, every = pricing.plan(chosen), pricing.plan(chosen.leaving())
+    if as_json:
+        cost = {"layers": kept.get("layers"), "macs": kept.get("macs")}
+        return print_json(shown | {"cost": cost | {"ms": time and time.ms, "ms_whole": time and time.ms_whole}})
+    print_rows([content])
+    print(_cost(kept, every, time))
+
+
+def _cost(kept: dict[str, float], every: dict[str, float], time: Timing | None) -> str:
+    """What a sample costs, of what it would with the whole network."""
+    from autodiffusion._spaces.costs import short
+
+    names = {"layers": "layers", "macs": "MACs"}
+    parts = [
+        f"{cost:,.0f} of {every[unit]:,.0f} {names[unit]} ({cost / every[unit]:.1%})" for unit, cost in kept.items()
+    ]
+    if time:
+        ms, low, high, whole = (short(value) for value in (time.ms, time.low, time.high, time.ms_whole))
+        parts.append(f"{ms} [{low}, {high}] of {whole} ms ({time.ratio:.1%})")
+    return f"a sample costs {', '.join(parts)}"

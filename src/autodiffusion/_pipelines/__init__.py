@@ -1,0 +1,1 @@
+"""Pipelines: a plan followed by a diffusers pipeline, and whether one can follow it."""

@@ -1,0 +1,1 @@
+"""References: what generated images are compared with, read from files that somebody else made."""

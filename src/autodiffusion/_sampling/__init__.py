@@ -1,0 +1,1 @@
+"""Sampling: many plans on the same noise, in this process or by workers elsewhere."""

@@ -1,0 +1,162 @@
+"""From the names that a user gives to plans, evaluators and references; a reference may be the model's own teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from autodiffusion._errors import InputError, nearest
+from autodiffusion._evaluation.evaluate import BATCH_SIZE, Evaluator, derive_seed
+from autodiffusion._names import resolve
+from autodiffusion._plans.grids import NAMED, grid, parse
+from autodiffusion._plans.plan import Option, Plan
+from autodiffusion._plans.published import published, read
+from autodiffusion._references.reference import Reference
+from autodiffusion._references.reference import load as load_reference
+from autodiffusion._sampling.sampling import stretches
+from autodiffusion._views.progress import Quiet
+from autodiffusion.features._base import load as load_extractor
+from autodiffusion.metrics._build import build
+from autodiffusion.models._model import Model
+from autodiffusion.solvers._base import build as build_solver
+
+SAMPLES = 2000
+"""Of a teacher's reference, unless it is given as ``teacher:STEPS:SAMPLES``."""
+
+
+def prepare(
+    model: Model,
+    features: str | None = None,
+    reference: str | None = None,
+    batch_size: int = BATCH_SIZE,
+    samples: int = 1,
+) -> tuple[Evaluator, str]:
+    """An evaluator of ``model`` and the name of its reference, both the model's own where not given.
+
+    Args:
+        samples: that will be compared with the reference, at most.
+
+    Raises:
+        InputError: the feature network cannot be had, there is no reference, or fewer captions than samples.
+    """
+    source = reference or (None if model.reference is None else str(model.reference))
+    if source is None:
+        raise InputError(
+            f"model '{model.name}' brings no reference; give --reference with a folder of images, an .npz file, "
+            "or teacher:100 for its own 100-step samples"
+        )
+    if model.captions is not None:
+        _, drawn = parse_teacher(source, model) or (0, 0)
+        model.captions.check(max(samples, drawn))
+    return Evaluator(model, load_extractor(features or model.features, model.device), batch_size), source
+
+
+def check_source(source: str, evaluator: Evaluator, metrics: Sequence[str]) -> Reference | None:
+    """The reference, if it exists already, with the metrics checked against it; ``None`` for a teacher's, made later.
+
+    Raises:
+        InputError: no metric is named, or the reference cannot be used, or it or the model lacks what a metric needs.
+    """
+    if not metrics:
+        raise InputError("no metric is named; give one such as fid")
+    if parse_teacher(source, evaluator.model) is None:
+        reference = load_reference(source, evaluator.extractor)
+        for name in metrics:
+            evaluator.check(build(name, reference))
+        return reference
+    for name in metrics:
+        if resolve("metrics", name).needs == "errors":
+            raise InputError(
+                f"metric {name} needs real images, which reference {source} has not; give a folder of images"
+            )
+    return None
+
+
+def find_reference(source: str, evaluator: Evaluator, progress: Quiet | None = None) -> Reference:
+    """The reference of this name, made now if it is a teacher's.
+
+    Raises:
+        InputError: it cannot be used, or the teacher's samples are not finite.
+    """
+    parsed = parse_teacher(source, evaluator.model)
+    if parsed is None:
+        return load_reference(source, evaluator.extractor)
+    steps, samples = parsed
+    progress = progress or Quiet()
+    progress.phase("teacher", steps * samples)
+    plan = teacher_plan(evaluator.model, steps)
+    # its seed is nobody's, so that no plan is compared with samples of its own noise
+    [features] = evaluator.features([plan], samples, derive_seed(0, "teacher"), progress.tick)
+    if isinstance(features, str):
+        raise InputError(f"reference {source}: {features}; this model cannot be its own reference")
+    return Reference.of(features, evaluator.extractor.name, name=source)
+
+
+def teacher_plan(model: Model, steps: int) -> Plan:
+    """Deterministic DDIM at ``steps`` uniform time steps.
+
+    Raises:
+        InputError: ``steps`` outside 1 to T.
+    """
+    return Plan.of("ddim", grid("uniform", steps, model.schedule), solver_options={"clip": model.clip})
+
+
+def parse_teacher(source: str, model: Model) -> tuple[int, int] | None:
+    """``teacher:100`` or ``teacher:100:5000`` as (steps, samples); ``None`` for any other source.
+
+    Raises:
+        InputError: it begins like a teacher and does not go on like one.
+    """
+    if not source.startswith("teacher:"):
+        return None
+    numbers = source.split(":")[1:]
+    if len(numbers) > 2 or not all(number.isdecimal() and int(number) > 0 for number in numbers):
+        raise InputError(f"reference '{source}': write teacher:STEPS or teacher:STEPS:SAMPLES, e.g. teacher:100:2000")
+    teacher_plan(model, int(numbers[0]))
+    return int(numbers[0]), int(numbers[1]) if len(numbers) == 2 else SAMPLES
+
+
+def plan_of(name: str, model: Model, solver: str = "ddim", solver_options: dict[str, Option] | None = None) -> Plan:
+    """The published plan ``name``, the plan in that file, or the named grid (such as ``karras:6``) for ``model``.
+
+    Args:
+        solver, solver_options: of a named grid; plans have their own.
+
+    Raises:
+        InputError: none of them; or the plan does not fit the model.
+    """
+    resolve("solvers", solver)  # one of the user's own is here from now on, for a plan that names it as well
+    if name in published() or Path(name).is_file() or name.endswith(".json"):
+        plan = read(name)
+        try:
+            stretches(plan, model)
+        except InputError as error:
+            found = f", found on {plan.origin['model']}," if "model" in plan.origin else ""
+            raise InputError(
+                f"plan '{name}'{found} does not fit {model.name}: {error}; give a plan of a model of its kind, or "
+                "search one for it"
+            ) from None
+        return plan
+    if name.partition(":")[0] in NAMED:
+        kind, steps = parse(name)
+        continuous = resolve("solvers", solver).continuous
+        options = {"clip": model.clip} | (solver_options or {})
+        build_solver(solver, model.schedule, options)  # says what is wrong with an option better than the plan can
+        times = grid(kind, steps, model.schedule, continuous=continuous)
+        plan = Plan.of(solver, times, solver_options=options)
+        stretches(plan, model)
+        return plan
+    raise InputError(
+        f"plan '{name}' is no file, no published plan (see autodiffusion plans) and no grid such as uniform:4 "
+        f"{nearest(name, NAMED)}"
+    )
+
+
+def other_guidance(plan: Plan, model: Model) -> str | None:
+    """What to know of a plan that was found under another guidance than ``model`` has: where the guidance is the same,
+    plans go from one model to another (AutoDiffusion, section 5.1). ``None`` where it is, or is not known.
+    """
+    there = plan.origin.get("guidance")
+    if there is None or there == model.guidance:
+        return None
+    return f"the plan was found on {plan.origin.get('model')} with guidance {there}; {model.name} has {model.guidance}"

@@ -1,0 +1,1 @@
+"""Spaces: which plans a search may try, and what they may cost."""
