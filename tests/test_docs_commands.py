@@ -44,7 +44,7 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 # what is replaced, and what lies in the folder where the commands run
 
@@ -88,6 +88,10 @@ UNSAID = {
 """Of these, what is given also where the page leaves it to its default."""
 PYTHON = {
     r'model="mnist"': f'model="{HERE}", reference="{REAL}", samples=24, confirm_samples=60',
+    r'model="google/ddpm-cifar10-32", reference="cifar10/"': (
+        f'model="{PIPELINE}", reference="cifar10/", features="test_docs_commands:pooled", samples=24, '
+        "confirm_samples=60, budget=1500"
+    ),
     r'load_model\("mnist"\)': f'load_model("{HERE}")',
     r"teacher:\d+": TEACHER,
     r"budget=[\d_]+": "budget=1500",

@@ -10,7 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
+
+import autodiffusion
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -231,6 +234,16 @@ for name in sys.argv[1:]:
 """
     done = subprocess.run([sys.executable, "-c", code, *names], cwd=ROOT, capture_output=True, text=True)
     assert re.findall(r"^END (\S+) (\S+)", done.stdout, re.MULTILINE) == [(name, "0") for name in names], done.stderr
+
+
+# the release
+
+
+def test_the_release_says_its_version_everywhere() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert cited["version"] == autodiffusion.__version__
+    first = re.findall(r"^## \[(\d.*)\] - (\S+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[0]
+    assert first == (autodiffusion.__version__, str(cited["date-released"]))
 
 
 # the pins

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from autodiffusion.models._load import load as load_model
     from autodiffusion.models._model import Model
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 # imported when first used: `import autodiffusion` costs nothing, and no part pulls in what another part needs
 _HOMES = {
