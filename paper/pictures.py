@@ -11,9 +11,9 @@ import numpy as np
 from autodiffusion._plans.published import read
 from autodiffusion._report import picture
 from autodiffusion._report.drawing import logarithmic, whole
+from autodiffusion._report.figures.occurrence import table as occurrence
 from autodiffusion._report.run import Run
 from autodiffusion._report.style import ACCENT, LIGHT, SERIES, styled
-from autodiffusion._report.tables import occurrence
 from paper.experiments import Experiment
 from paper.runs import Runs
 from paper.tables import Cell

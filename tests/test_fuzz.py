@@ -30,7 +30,7 @@ from autodiffusion._evaluation.evaluate import describe
 from autodiffusion._references.reference import load as load_reference
 from autodiffusion._report import report
 from autodiffusion._report.again import command
-from autodiffusion._report.charts import charts
+from autodiffusion._report.figures import charts
 from autodiffusion._report.run import Run
 from autodiffusion._sampling.sampling import stretches
 from autodiffusion._study.settings import read_yaml

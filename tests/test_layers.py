@@ -13,16 +13,9 @@ from typing import Any
 import pytest
 import torch
 from conftest import Command
-from diffusers import (
-    DiTTransformer2DModel,
-    FluxTransformer2DModel,
-    PixArtTransformer2DModel,
-    SD3Transformer2DModel,
-    UNet2DConditionModel,
-    UNet2DModel,
-)
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
+from networks import found
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -36,143 +29,15 @@ from autodiffusion.layers.transformer import joined_streams
 SCHEDULE = NoiseSchedule.linear(1000)
 
 
-def text(seed: int, *shape: int) -> Tensor:
-    return torch.randn(1, *shape, generator=torch.Generator().manual_seed(seed))
-
-
-TEXT, POOLED = text(0, 5, 16), text(1, 12)
-"""What texts are to the networks that take them, before and after pooling."""
-
-
-def plain(network: nn.Module, x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
-    output: Tensor = network(x, t, return_dict=False)[0]
-    return output
-
-
-def labelled(network: nn.Module, x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
-    output: Tensor = network(x, t, class_labels=label, return_dict=False)[0]
-    return output
-
-
-def texted(network: nn.Module, x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
-    given = TEXT.to(x.dtype).expand(len(x), -1, -1)
-    output: Tensor = network(x, timestep=t, encoder_hidden_states=given, return_dict=False)[0]
-    return output
-
-
-def joint(network: nn.Module, x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
-    given = {"encoder_hidden_states": TEXT.expand(len(x), -1, -1), "pooled_projections": POOLED.expand(len(x), -1)}
-    output: Tensor = network(x, timestep=t, return_dict=False, **given)[0]
-    return output
-
-
-def flat(network: nn.Module, x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
-    places = {"img_ids": torch.zeros(16, 3), "txt_ids": torch.zeros(5, 3)}
-    given = {"encoder_hidden_states": TEXT.expand(len(x), -1, -1), "pooled_projections": POOLED.expand(len(x), -1)}
-    output = network(x.flatten(2).transpose(1, 2), timestep=t, return_dict=False, **given, **places)[0]
-    return output.transpose(1, 2).reshape(x.shape)
-
-
-UNET = {"sample_size": 8, "norm_num_groups": 4, "attention_head_dim": 8}
-BLOCKS = {"num_attention_heads": 2, "attention_head_dim": 8, "in_channels": 4}
-PATCHES = BLOCKS | {"patch_size": 2, "sample_size": 8, "out_channels": 4}
-NETWORKS: dict[str, tuple[Any, dict[str, Any], Any]] = {
-    # residual blocks that resample, attention, scale-shift norm: as OpenAI's ADM networks
-    "unet": (
-        UNet2DModel,
-        UNET
-        | {
-            "block_out_channels": (8, 16),
-            "down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D"),
-            "up_block_types": ("AttnUpBlock2D", "ResnetUpsampleBlock2D"),
-            "downsample_type": "resnet",
-            "upsample_type": "resnet",
-            "resnet_time_scale_shift": "scale_shift",
-        },
-        plain,
-    ),
-    # sums over the root of 2 and resampling by a FIR filter: as score-SDE's networks
-    "scaled unet": (
-        UNet2DModel,
-        {
-            "sample_size": 8,
-            "block_out_channels": (32, 32),
-            "down_block_types": ("SkipDownBlock2D", "AttnSkipDownBlock2D"),
-            "up_block_types": ("AttnSkipUpBlock2D", "SkipUpBlock2D"),
-            "layers_per_block": 1,
-            "norm_num_groups": 8,
-            "mid_block_scale_factor": 2**0.5,
-        },
-        plain,
-    ),
-    # as Stable Diffusion's
-    "text unet": (
-        UNet2DConditionModel,
-        UNET
-        | {
-            "block_out_channels": (8, 16),
-            "layers_per_block": 1,
-            "cross_attention_dim": 16,
-            "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-            "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-        },
-        texted,
-    ),
-    # attention whose processor adds the input: as DeepFloyd's and Kandinsky's
-    "simple unet": (
-        UNet2DConditionModel,
-        UNET
-        | {
-            "block_out_channels": (8, 16),
-            "layers_per_block": 1,
-            "cross_attention_dim": 16,
-            "down_block_types": ("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
-            "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
-            "up_block_types": ("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
-        },
-        texted,
-    ),
-    "dit": (DiTTransformer2DModel, PATCHES | {"num_layers": 3, "num_embeds_ada_norm": 4}, labelled),
-    "pixart": (
-        PixArtTransformer2DModel,
-        PATCHES | {"num_layers": 2, "cross_attention_dim": 16, "caption_channels": 16},
-        texted,
-    ),
-    "sd3": (
-        SD3Transformer2DModel,
-        PATCHES
-        | {
-            "num_layers": 3,
-            "joint_attention_dim": 16,
-            "caption_projection_dim": 16,
-            "pooled_projection_dim": 12,
-            "pos_embed_max_size": 8,
-            "dual_attention_layers": (0,),
-        },
-        joint,
-    ),
-    "flux": (
-        FluxTransformer2DModel,
-        BLOCKS
-        | {
-            "num_layers": 2,
-            "num_single_layers": 2,
-            "joint_attention_dim": 16,
-            "pooled_projection_dim": 12,
-            "axes_dims_rope": (2, 2, 4),
-        },
-        flat,
-    ),
-}
-"""Of each kind of network a small one: its class, its configuration, and how it is called."""
+NETWORKS = found()
+LAST = {cls: last for small in NETWORKS.values() for cls, last in small.last.items()}
 
 
 @cache
 def network(kind: str) -> nn.Module:
     """A network of this kind with random weights, which tests do not change."""
-    cls, config, _ = NETWORKS[kind]
     torch.manual_seed(0)
-    made: nn.Module = cls(**config)
+    made: nn.Module = NETWORKS[kind].cls(**NETWORKS[kind].config)
     for parameter in made.parameters():  # weights that begin as zero would hide what leaving them out does
         parameter.data.add_(0.02 * torch.randn(parameter.shape))
     return made.eval().requires_grad_(False)
@@ -181,10 +46,9 @@ def network(kind: str) -> nn.Module:
 def model_of(kind: str, module: nn.Module | None = None, **options: Any) -> Model:
     """A model of the network of this kind, or of one that is called as it is."""
     module = module or network(kind)
-    call = NETWORKS[kind][2]
-    shape = (3, 8, 8) if isinstance(module, UNet2DModel) else (4, 4, 4) if kind == "flux" else (4, 8, 8)
-    classes = 3 if call is labelled else None
-    return Model(partial(call, module), SCHEDULE, shape, module=module, name="tiny", classes=classes, **options)
+    small = NETWORKS[kind]
+    call = partial(small.call, module)
+    return Model(call, SCHEDULE, small.shape, module=module, name="tiny", classes=small.classes, **options)
 
 
 def predict(model: Model, t: float = 400.0, count: int = 2) -> Tensor:
@@ -193,32 +57,25 @@ def predict(model: Model, t: float = 400.0, count: int = 2) -> Tensor:
 
 
 def zero(whole: nn.Module, name: str) -> nn.Module:
-    """A copy of a network in which nothing leaves the branches of the block ``name``: by hand for each class."""
+    """A copy of a network in which nothing leaves the branches of the block ``name``."""
     copied = copy.deepcopy(whole)
-    block: Any = copied.get_submodule(name)
-    match type(block).__name__:
-        case "ResnetBlock2D":
-            last = [block.conv2]
-        case "Attention":
-            last = [block.to_out[0]]
-        case "Transformer2DModel" | "FluxSingleTransformerBlock":
-            last = [block.proj_out]
-        case "BasicTransformerBlock":
-            last = [block.attn1.to_out[0], block.ff.net[-1]]
-            last += [block.attn2.to_out[0]] if block.attn2 is not None else []
-        case "FluxTransformerBlock":
-            last = [block.attn.to_out[0], block.attn.to_add_out, block.ff.net[-1], block.ff_context.net[-1]]
-        case "JointTransformerBlock":
-            last = [block.attn.to_out[0], block.ff.net[-1]]
-            last += [block.attn2.to_out[0]] if block.attn2 is not None else []
-            last += [] if block.context_pre_only else [block.attn.to_add_out, block.ff_context.net[-1]]
-    for part in last:
+    block = copied.get_submodule(name)
+    for part in LAST[type(block).__name__](block):
         nn.init.zeros_(part.weight)
-        nn.init.zeros_(part.bias)
+        if part.bias is not None:
+            nn.init.zeros_(part.bias)
     return copied
 
 
 # what leaving out does
+
+
+def test_every_rule_is_tried_on_a_network() -> None:
+    met = {
+        _base.rule_for(network(kind).get_submodule(layer.name)) for kind in NETWORKS for layer in model_of(kind).layers
+    }
+    untried = {rule.cls for rule in _base._built_in() if rule not in met}
+    assert not untried, "add a small network with such blocks to tests/networks"
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
@@ -305,7 +162,7 @@ def test_layers_are_numbered_in_execution_order() -> None:
 
 
 def test_the_outermost_block_is_the_layer() -> None:
-    layers = model_of("text unet").layers
+    layers = model_of("text_unet").layers
     assert [layer.name for layer in layers if layer.kind == "transformer"] == [
         "down_blocks.0.attentions.0",
         "mid_block.attentions.0",

@@ -7,7 +7,7 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,9 @@ from PIL import Image
 from autodiffusion import InputError, Settings
 from autodiffusion._plans.plan import Plan
 from autodiffusion._report import mosaic, picture, report
+from autodiffusion._report.figures import charts
 from autodiffusion._report.mosaics import panels
+from autodiffusion._report.run import Run
 from autodiffusion._search.loop import search
 from autodiffusion._study.study import stored_settings
 
@@ -137,6 +139,12 @@ def keep(folder: Path, wanted: Callable[[dict[str, Any]], bool]) -> list[dict[st
     return events
 
 
+def begun(alts: Sequence[str], beginnings: Sequence[str]) -> bool:
+    """Whether the texts begin so, in this order; there may be others among them."""
+    rest = iter(alts)
+    return all(any(alt.startswith(begins) for alt in rest) for begins in beginnings)
+
+
 def test_the_final_table_is_the_ledgers(copied: Path) -> None:
     page = parsed(copied)
     [confirmed] = [event for event in ledger(copied) if event["event"] == "confirm"]
@@ -211,7 +219,8 @@ def test_it_shows_pictures_and_how_to_run_it_again(copied: Path) -> None:
     names = sorted((row["name"] for row in ledger(copied)[-1]["rows"]), key=lambda name: "teacher" not in name)
     assert page.alts[: len(names)] == [f"Samples of the same seeds by {name}" for name in names]
     figures = page.alts[len(names) :]
-    assert all(alt.startswith(begins) for alt, begins in zip(figures, FIGURES, strict=True))
+    assert begun(figures, FIGURES)
+    assert len(figures) == len(list(charts(Run.of(copied))))
     again, config = page.texts["pre"]
     assert again.startswith("autodiffusion search small:model --steps 3 ")
     assert Settings.of("page", **yaml.safe_load(config)) == stored_settings(copied)
@@ -228,7 +237,7 @@ def test_pictures_of_before_are_shown_whole(copied: Path) -> None:
     page = parsed(copied)
     assert page.alts[0] == "Samples of the same seeds by each plan of the table"
     (copied / "grid.png").write_bytes(b"not a picture")
-    assert len(parsed(copied).images) == len(FIGURES)
+    assert len(parsed(copied).images) == len(list(charts(Run.of(copied))))
 
 
 def test_the_same_run_is_the_same_page(copied: Path) -> None:
@@ -248,7 +257,7 @@ def test_of_an_unfinished_search(copied: Path) -> None:
         "Occurrences",
         "Network eval",
     )
-    assert [alt.startswith(begin) for alt, begin in zip(page.alts, begins, strict=True)] == [True] * 4
+    assert begun(page.alts, begins)
     assert f"not finished: {len(events[1]['scores'])} candidates are scored" in page.text("p")
     best = min(score["value"] for score in events[1]["scores"])
     assert f"kid {best:.4g} on 24 samples of the search's own noise" in page.text("p")

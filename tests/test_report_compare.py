@@ -16,8 +16,8 @@ from test_report_figures import axes_of
 
 from autodiffusion import InputError
 from autodiffusion._evaluation.confirm import figure
-from autodiffusion._report.charts import Chart
 from autodiffusion._report.comparison import SPREAD, charts, compare, labels, runs_in
+from autodiffusion._report.figures import Chart
 from autodiffusion._search.loop import search
 
 __all__ = ["finished"]  # a fixture of the reports' tests

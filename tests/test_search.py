@@ -31,7 +31,7 @@ from autodiffusion._evaluation.evaluate import Evaluator, derive_seed
 from autodiffusion._names import known, resolve
 from autodiffusion._plans.grids import NAMED
 from autodiffusion._references.reference import Reference
-from autodiffusion._report.tables import convergence
+from autodiffusion._report.figures.convergence import table as convergence
 from autodiffusion._search.candidates import least_loss, standings
 from autodiffusion._search.inputs import plan_of
 from autodiffusion._search.loop import Result, choice, search

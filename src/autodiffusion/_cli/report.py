@@ -21,9 +21,9 @@ def report_command(
 ) -> None:
     """Draws the report of a search again, finished or not; lays several searches beside each other."""
     from autodiffusion._report import compare, report, save_figures
-    from autodiffusion._report.charts import charts
     from autodiffusion._report.comparison import COMPARISON, runs_in
     from autodiffusion._report.comparison import charts as charts_of
+    from autodiffusion._report.figures import charts
 
     if out:
         check_writable(out)

@@ -1,8 +1,7 @@
 """The report of a search: tables become figures, figures one HTML file. Reads the study's files, nothing else.
 
-``run`` reads them, ``tables`` has the data of every figure, ``drawing`` draws it, ``charts`` says what is said of each;
-``words`` has the page's sentences and tables, ``page`` is the file; ``comparison`` lays several searches beside each
-other, and ``files`` writes figures for papers.
+``run`` reads them, ``figures/`` has one file a figure; ``words`` has the page's sentences and tables, ``page`` is the
+file; ``comparison`` lays several searches beside each other, and ``files`` writes figures for papers.
 """
 
 from __future__ import annotations

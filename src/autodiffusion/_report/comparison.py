@@ -12,7 +12,7 @@ import numpy as np
 
 from autodiffusion._errors import InputError
 from autodiffusion._evaluation.confirm import figure
-from autodiffusion._report.charts import Chart
+from autodiffusion._report.figures import Chart
 from autodiffusion._report.page import drawn, put, render
 from autodiffusion._report.run import Run
 from autodiffusion._report.style import HEIGHT, QUIET, SERIES, blank

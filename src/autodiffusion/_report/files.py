@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from autodiffusion._errors import InputError
-from autodiffusion._report.charts import Chart
+from autodiffusion._report.figures import Chart
 from autodiffusion._report.mosaics import GRID
 from autodiffusion._report.run import Run
 from autodiffusion._report.style import save, styled

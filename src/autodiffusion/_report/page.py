@@ -12,7 +12,7 @@ from PIL import Image
 from autodiffusion._errors import InputError
 from autodiffusion._report import words
 from autodiffusion._report.again import command
-from autodiffusion._report.charts import Chart, charts
+from autodiffusion._report.figures import Chart, charts
 from autodiffusion._report.mosaics import GRID, panels
 from autodiffusion._report.run import Run
 from autodiffusion._report.style import DARK, LIGHT, data_url, styled, svg
