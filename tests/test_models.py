@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import logging
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -31,9 +33,11 @@ from scipy import stats
 from torch import Tensor
 
 from autodiffusion import InputError, Model, NoiseSchedule, Plan, load_model
+from autodiffusion._names import known
 from autodiffusion._plans.grids import grid
 from autodiffusion._sampling.sampling import Cost, walk
 from autodiffusion.models._model import NOISE, generator
+from autodiffusion.models.diffusers import by_network
 from autodiffusion.models.mnist import FOLDER
 
 SEED = 5
@@ -515,11 +519,26 @@ def test_weights_that_do_not_fit_are_refused(damaged: Path, spoil: Callable[[Pat
     assert said == ["heard again"]
 
 
+@pytest.mark.parametrize("name", known("models.diffusers"))
+def test_every_kind_of_network(name: str, tmp_path: Path) -> None:
+    file = importlib.import_module(f"autodiffusion.models.diffusers.{name}")
+    given, *options = inspect.signature(file.model).parameters.values()
+    assert given.name == "name"
+    assert {"device", "dtype"} <= {option.name for option in options}
+    assert {option.name for option in options} <= {*inspect.signature(load_model).parameters, "found"}
+    assert all(option.kind is inspect.Parameter.KEYWORD_ONLY for option in options)
+    for network in file.networks:
+        assert issubclass(getattr(diffusers, network), torch.nn.Module)
+        assert by_network()[network] == name  # no other file has it
+        (tmp_path / "config.json").write_text(json.dumps({"_class_name": network}))
+        assert str(tmp_path) in refused_model(tmp_path)  # for all else that is missing
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
         ({"_class_name": "UNet2DConditionModel"}, "is a UNet2DConditionModel"),
-        ({"_class_name": "DiTTransformer2DModel"}, "is a DiTTransformer2DModel"),
+        ({"_class_name": "UNet9DModel"}, "is a UNet9DModel; this version samples FluxTransformer2DModel"),
         ({"out_channels": 3}, "makes 3 channels of 1"),
         ({"in_channels": 2}, "makes 1 channels of 2"),
         ({"sample_size": None}, "does not say the sample_size"),

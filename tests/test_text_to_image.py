@@ -36,8 +36,8 @@ from autodiffusion._references.reference import Reference
 from autodiffusion._sampling.sampling import Cost, walk
 from autodiffusion.features._base import load as load_features
 from autodiffusion.metrics._build import build as build_metric
-from autodiffusion.models._autoencoder import decoder
 from autodiffusion.models._captions import Captions
+from autodiffusion.models.diffusers._autoencoder import decoder
 from autodiffusion.strategies.evolution import Evolution
 
 SEED = 3

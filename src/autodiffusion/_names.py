@@ -26,6 +26,7 @@ NOUNS = {
     "strategies": "strategy",
     "features": "extractor",
     "models": "model",
+    "models.diffusers": "model",
 }
 """Each room and the attribute that its files define."""
 
@@ -41,7 +42,7 @@ def known(room: str) -> list[str]:
 @cache
 def _files(room: str) -> tuple[str, ...]:
     package = importlib.import_module(f"autodiffusion.{room}")
-    files = (module.name for module in pkgutil.iter_modules(package.__path__))
+    files = (module.name for module in pkgutil.iter_modules(package.__path__) if not module.ispkg)
     return tuple(sorted(name.replace("_pp", "++") for name in files if not name.startswith("_")))
 
 

@@ -17,7 +17,7 @@ from autodiffusion._pipelines.denoisers import PIPELINES
 from autodiffusion._pipelines.pipeline import apply, known_as
 from autodiffusion._pipelines.plan_scheduler import PlanScheduler
 from autodiffusion._plans.plan import Plan, tidy
-from autodiffusion.models._folder import config_of, quiet
+from autodiffusion.models.diffusers._folder import config_of, quiet
 
 OPTIONS = ("num_inference_steps", "timesteps", "sigmas", "eta")
 """What a pipeline's call may take, and the plan has its own of."""

@@ -14,9 +14,8 @@ import torch
 from autodiffusion._errors import InputError, nearest
 from autodiffusion._names import known, own, resolve
 from autodiffusion._plans.schedule import NoiseSchedule
-from autodiffusion.models._folder import network_of
 from autodiffusion.models._model import Model
-from autodiffusion.models._unet import load_unet
+from autodiffusion.models.diffusers._folder import network_of
 
 SCHEDULES: dict[str, Callable[[], NoiseSchedule]] = {
     "linear": NoiseSchedule.linear,
@@ -104,23 +103,21 @@ def _takes(made: Callable[..., Model], option: str) -> bool:
 
 
 def _of_diffusers(name: str) -> Callable[..., Model]:
-    """What loads this file, folder or hub name: the kind of its network says it.
+    """What loads this file, folder or hub name: the class of its network says it.
 
     Raises:
-        InputError: there is no network.
+        InputError: there is no network, or one of a class that no file in the room is for.
     """
-    from autodiffusion.models._flow import TRANSFORMERS, load_flow
-    from autodiffusion.models._text_to_image import load_text_to_image
+    from autodiffusion.models import diffusers
 
-    if Path(name).is_file():
-        return partial(load_text_to_image, name)
+    if Path(name).is_file():  # which has no configuration that could say it
+        return partial(resolve(diffusers.ROOM, "stable_diffusion"), name)
     found = network_of(name)
-    kind = found[0].get("_class_name")
-    if kind == "UNet2DConditionModel":
-        return partial(load_text_to_image, name)
-    if kind in TRANSFORMERS:
-        return partial(load_flow, name)
-    return partial(load_unet, name, found=found)
+    kind, files = str(found[0].get("_class_name")), diffusers.by_network()
+    if kind not in files:
+        raise InputError(f"model '{name}': its network is a {kind}; this version samples {', '.join(files)}")
+    made = resolve(diffusers.ROOM, files[kind])
+    return partial(made, name, found=found) if _takes(made, "found") else partial(made, name)
 
 
 def _own(

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from autodiffusion.models._model import Model
-from autodiffusion.models._unet import load_unet
+from autodiffusion.models.diffusers.unet import load_unet
 
 FOLDER = Path(__file__).parent.parent / "_bundled" / "mnist"
 NULL_CLASS = 10

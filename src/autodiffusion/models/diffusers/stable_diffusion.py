@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from autodiffusion._errors import InputError
-from autodiffusion.models._autoencoder import decoder, enlargement
 from autodiffusion.models._captions import Captions
-from autodiffusion.models._folder import quiet, schedule_of
 from autodiffusion.models._model import Model
-from autodiffusion.models._pipeline import parts_of
-from autodiffusion.models._prompts import NULL, Prompts, text_encoder
+from autodiffusion.models.diffusers._autoencoder import decoder, enlargement
+from autodiffusion.models.diffusers._folder import quiet, schedule_of
+from autodiffusion.models.diffusers._pipeline import parts_of
+from autodiffusion.models.diffusers._prompts import NULL, Prompts, text_encoder
 
 GUIDANCE = 7.5
 """Of Stable Diffusion, where nothing is said."""
@@ -114,3 +114,7 @@ def _latents(name: str, unet: Any, vae: Any, xl: bool) -> tuple[int, tuple[int, 
     if size is None:
         raise InputError(f"model '{name}': its unet/config.json does not say the sample_size; write it there")
     return vae["latent_channels"], (size, size) if isinstance(size, int) else tuple(size)
+
+
+networks = ("UNet2DConditionModel",)
+model = load_text_to_image

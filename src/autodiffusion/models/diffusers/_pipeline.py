@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from autodiffusion._errors import InputError
-from autodiffusion.models._folder import config_of, quiet, scheduler_of, unfit, weights_of
-from autodiffusion.models._leftovers import leftovers
+from autodiffusion.models.diffusers._folder import config_of, quiet, scheduler_of, unfit, weights_of
+from autodiffusion.models.diffusers._leftovers import leftovers
 
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 COMPONENTS = {

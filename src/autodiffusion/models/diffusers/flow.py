@@ -10,12 +10,12 @@ from torch import Tensor
 
 from autodiffusion._errors import InputError, nearest
 from autodiffusion._plans.flow import FlowSchedule, is_flow
-from autodiffusion.models._autoencoder import decoder, enlargement
 from autodiffusion.models._captions import Captions
-from autodiffusion.models._folder import quiet, scheduler_of, settings_of, weights_of
 from autodiffusion.models._model import Model
-from autodiffusion.models._pipeline import index_of, needs_upcast, no_bars, tokenizer_of
-from autodiffusion.models._prompts import NULL, Encode, Prompts
+from autodiffusion.models.diffusers._autoencoder import decoder, enlargement
+from autodiffusion.models.diffusers._folder import quiet, scheduler_of, settings_of, weights_of
+from autodiffusion.models.diffusers._pipeline import index_of, needs_upcast, no_bars, tokenizer_of
+from autodiffusion.models.diffusers._prompts import NULL, Encode, Prompts
 
 SD3, FLUX = "StableDiffusion3Pipeline", "FluxPipeline"
 PROJECTED = "CLIPTextModelWithProjection"
@@ -42,7 +42,6 @@ KINDS: dict[str, dict[str, str]] = {
 """The pipelines, and of which class each of their parts is."""
 OPTIONAL = ("text_encoder_3", "tokenizer_3")
 """Large parts that people leave out (``None`` in ``model_index.json``); zeros stand for what they would say."""
-TRANSFORMERS = tuple(parts["transformer"] for parts in KINDS.values())
 GUIDANCE = {SD3: 7.0, FLUX: 3.5}
 """Where nothing is said, as in their calls."""
 SIDE, PATCH = 128, 2
@@ -240,3 +239,7 @@ def _flux(transformer: Any, guidance: float | None) -> Answer:
         return latents
 
     return answer
+
+
+networks = tuple(parts["transformer"] for parts in KINDS.values())
+model = load_flow

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from autodiffusion._errors import InputError
 from autodiffusion._plans.schedule import NoiseSchedule
-from autodiffusion.models._folder import config_of, network_of, schedule_of, scheduler_of, weights_of
 from autodiffusion.models._model import Model
+from autodiffusion.models.diffusers._folder import config_of, network_of, schedule_of, scheduler_of, weights_of
 
 
 def load_unet(
@@ -34,17 +34,11 @@ def load_unet(
         found: what :func:`network_of` gives for ``name``, where it was asked already.
 
     Raises:
-        InputError: nothing there, another kind of network or scheduler, no safetensors, or no noise schedule known.
+        InputError: nothing there, another kind of scheduler, no safetensors, or no noise schedule known.
     """
     from diffusers import UNet2DModel
 
     config, place = found or network_of(name)
-    kind = config.get("_class_name")
-    if kind != "UNet2DModel":
-        raise InputError(
-            f"model '{name}': its network is a {kind}; this version samples UNet2DModel, and Stable Diffusion 1, 2, XL "
-            "and 3 and Flux from text"
-        )
     if "unet" in place.get("subfolder", ""):
         _check_pixels(name)
     scheduler = scheduler_of(name)
@@ -100,3 +94,7 @@ def _check_pixels(name: str) -> None:
     for part in ("vqvae", "vae"):
         if index and part in index:
             raise InputError(f"model '{name}': its network works on latents ({part}); this version samples pixels only")
+
+
+networks = ("UNet2DModel",)
+model = load_unet

@@ -1,0 +1,19 @@
+"""Models in the folders that diffusers writes. One file a kind; each ends in ``networks`` and ``model``.
+
+``networks`` names the classes of diffusers whose folders and hub names the file is for. ``model`` is a function of the
+name that makes a Model, of the keywords of :func:`autodiffusion.models._load.load` that it takes.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+from autodiffusion._names import known
+
+ROOM = "models.diffusers"
+
+
+def by_network() -> dict[str, str]:
+    """Of each class of networks that is known, the file it is loaded by."""
+    files = {name: importlib.import_module(f"{__name__}.{name}") for name in known(ROOM)}
+    return {network: name for name, file in files.items() for network in file.networks}
