@@ -32,8 +32,9 @@ from autodiffusion._evaluation.evaluate import Evaluator, derive_seed
 from autodiffusion._plans.grids import NAMED
 from autodiffusion._plans.plan import Plan
 from autodiffusion._search.candidates import standings
+from autodiffusion._search.finalists import choice, choose
 from autodiffusion._search.inputs import check_source, plan_of, prepare
-from autodiffusion._search.loop import choice, choose, search
+from autodiffusion._search.loop import search
 from autodiffusion._study.settings import Settings, read_yaml
 from autodiffusion._study.study import CONFIG, LEDGER, PLAN, read_events, write
 from autodiffusion._views.progress import Progress, Quiet

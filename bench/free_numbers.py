@@ -42,8 +42,9 @@ from scipy.optimize import Bounds, minimize
 from autodiffusion._evaluation.evaluate import Pool, derive_seed, score_of
 from autodiffusion._plans.plan import Plan
 from autodiffusion._search.candidates import standings
+from autodiffusion._search.finalists import choice, choose
 from autodiffusion._search.job import Job
-from autodiffusion._search.loop import choice, choose, explore, search
+from autodiffusion._search.loop import explore, search
 from autodiffusion._study.settings import Settings
 from autodiffusion._study.study import LEDGER, read_events, write
 from autodiffusion._views.progress import Quiet

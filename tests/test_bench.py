@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.linalg
+from conftest import draw_nothing
 from filelock import FileLock
 from PIL import Image
 
@@ -37,8 +38,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(models, "REAL", 4000)
-        for part in ("report", "show"):  # of a search; they have tests of their own
-            patch.setattr(f"autodiffusion._search.loop.{part}", lambda *_: None)
+        draw_nothing(patch)
         compare.main(["--reduced", "--runs", "runs"])
         yield folder
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import draw_nothing
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -94,8 +95,7 @@ def reduced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(free_numbers, "COMMON", 40)
     for name, few in (("TEACHER", 10), ("POOL", 20), ("BATCH", 10)):
         monkeypatch.setattr(_free_numbers, name, few)
-    for part in ("report", "show"):  # of a search; they have tests of their own
-        monkeypatch.setattr(f"autodiffusion._search.loop.{part}", lambda *_: None)
+    draw_nothing(monkeypatch)
     compare.judge.cache_clear()
     options = ["--models", "mixture", "--steps", "3", "--seeds", "1", "--budget", "2500"]
     return [*options, "--samples", "100", "--confirm", "200", "--out", str(tmp_path / "found.json")]

@@ -41,13 +41,6 @@ def test_the_table_of_layers_says_where_the_found_plan_is_not_the_best() -> None
 
 
 @pytest.fixture
-def bare(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Searches draw nothing; what they draw has tests of its own."""
-    for part in ("report", "show"):
-        monkeypatch.setattr(f"autodiffusion._search.loop.{part}", lambda *_: None)
-
-
-@pytest.fixture
 def small_references(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(models, "REFERENCES", tmp_path)
     monkeypatch.setattr(models, "REAL", 500)
@@ -56,7 +49,7 @@ def small_references(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     compare.judge.cache_clear()
 
 
-@pytest.mark.usefixtures("bare")
+@pytest.mark.usefixtures("plain")
 def test_layers_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ["--model", "small:layered_model", "--steps", "3", "--budgets", "70", "--samples", "24", "--final", "60"]
     given += ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "layers.json"), "--limit", "4000"]
@@ -93,7 +86,7 @@ def test_the_table_of_solvers_compares_scores_of_as_many_samples() -> None:
         assert line.endswith(end)
 
 
-@pytest.mark.usefixtures("bare", "small_references")
+@pytest.mark.usefixtures("plain", "small_references")
 def test_a_row_gets_a_fresh_figure_of_as_many_samples() -> None:
     plan = Plan.of("ddim", [800, 400]).model_dump(mode="json")
     thought = {"samples": 60, "value": 1.0}
@@ -105,7 +98,7 @@ def test_a_row_gets_a_fresh_figure_of_as_many_samples() -> None:
     assert solvers.alike(old | {"in the search": None})["fresh"] == {"samples": 90}
 
 
-@pytest.mark.usefixtures("bare", "small_references")
+@pytest.mark.usefixtures("plain", "small_references")
 def test_solvers_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = [
         "--models",

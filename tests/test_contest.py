@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import sys
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +35,7 @@ GIVEN: dict[str, Any] = {
     "seed": 0,
 }
 
-
-@pytest.fixture(autouse=True)
-def plainly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without pictures and report, which take longer than all the rest."""
-    module = import_module("autodiffusion._search.loop")
-    monkeypatch.setattr(module, "report", lambda folder: None)
-    monkeypatch.setattr(module, "show", lambda *parts: None)
+pytestmark = pytest.mark.usefixtures("plain")
 
 
 def fid(result: Result, name: str = "found") -> float:

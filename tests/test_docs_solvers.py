@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from conftest import draw_nothing
 from torch import Tensor
 
 from autodiffusion import Plan, Settings
@@ -150,8 +151,7 @@ def test_the_example_is_gls_with_one_number(carried: str) -> None:
 def test_the_example_is_searched(
     carried: str, real_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for part in ("report", "show"):  # they have tests of their own
-        monkeypatch.setattr(f"autodiffusion._search.loop.{part}", lambda *_: None)
+    draw_nothing(monkeypatch)
     few = "--samples 24 --confirm-samples 60 --strategy evolution --population 6 --generations 2 --parents 2"
     line = f"search small:model --steps 3 --solver {carried} --reference {real_images} {few} --out run"
     monkeypatch.setattr(sys, "argv", ["autodiffusion", *line.split()])

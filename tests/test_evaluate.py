@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import small
 import torch
+from frechet import frechet_distance
 from torch import Tensor, nn
 
 from autodiffusion import Evaluator, InputError, Model, NoiseSchedule, Plan, sample
@@ -32,7 +33,6 @@ from autodiffusion._search.inputs import check_source, find_reference, parse_tea
 from autodiffusion.features import Extractor, Features
 from autodiffusion.features._base import load as load_features
 from autodiffusion.metrics._build import build
-from autodiffusion.metrics.fid import frechet_distance
 from autodiffusion.metrics.kl import KL
 from autodiffusion.solvers._base import build as build_solver
 from autodiffusion.solvers._base import solve

@@ -11,6 +11,7 @@ import pytest
 import scipy.linalg
 import scipy.stats
 import torch
+from frechet import frechet_distance
 
 from autodiffusion._errors import InputError
 from autodiffusion._names import known
@@ -19,7 +20,7 @@ from autodiffusion.features import Features
 from autodiffusion.metrics import Metric
 from autodiffusion.metrics._base import Interval, interval
 from autodiffusion.metrics._build import build
-from autodiffusion.metrics.fid import FID, frechet_distance
+from autodiffusion.metrics.fid import FID
 from autodiffusion.metrics.inception_score import InceptionScore
 from autodiffusion.metrics.kl import KL
 

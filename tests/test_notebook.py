@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import draw_nothing
 
 from autodiffusion import InputError, Plan, Settings, Step
 from autodiffusion._evaluation.evaluate import Score
@@ -58,15 +59,12 @@ def read(shown: Any) -> Reader:
 @pytest.fixture(scope="module")
 def found(real_images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
     """A search of the small model, and its folder."""
-    from importlib import import_module
-
-    folder, module = tmp_path_factory.mktemp("notebook") / "<run>", import_module("autodiffusion._search.loop")
+    folder = tmp_path_factory.mktemp("notebook") / "<run>"
     given: dict[str, Any] = {"model": "small:model", "features": "small:features", "reference": str(real_images)}
     given |= {"steps": 3, "samples": 40, "confirm_samples": 60, "strategy": "ladder"}
     options = {"explorations": 1, "children": 4, "elite": 2, "family": False, "step": 0.05, "smallest_step": 0.04}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "report", lambda folder: None)
-        patch.setattr(module, "show", lambda *parts: None)
+        draw_nothing(patch)
         return search(Settings.of(**given, strategy_options=options), folder), folder
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Command
+from frechet import frechet_distance
 from PIL import Image
 from torch import Tensor, nn
 
@@ -22,7 +23,6 @@ from autodiffusion._references.reference import Reference, load, symmetric_root
 from autodiffusion.features import Extractor, Features
 from autodiffusion.features import _base as features
 from autodiffusion.metrics._build import build
-from autodiffusion.metrics.fid import frechet_distance
 
 BUNDLED = Path(reference.__file__).parents[1] / "_bundled" / "mnist" / "reference.npz"
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from conftest import Command
+from conftest import Command, draw_nothing
 from test_report import Page, finished, keep, ledger, of
 from test_report_figures import axes_of
 
@@ -29,8 +29,7 @@ def folders(finished: Path, real_images: Path, tmp_path_factory: pytest.TempPath
     base = tmp_path_factory.mktemp("compare")
     shutil.copytree(finished, base / "evolution")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("autodiffusion._search.loop.show", lambda *parts: None)
-        patch.setattr("autodiffusion._search.loop.report", lambda folder: None)
+        draw_nothing(patch)
         few: dict[str, Any] = {"strategy": "random", "strategy_options": {"candidates": 8}, "metric": "kid"}
         search(of(real_images, **few), base / "random")
         search(of(real_images, **few, solver="plms", steps=5), base / "plms")

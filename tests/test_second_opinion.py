@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from frechet import frechet_distance
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -21,7 +22,7 @@ from autodiffusion._references import reference
 from autodiffusion._references.reference import Reference
 from autodiffusion.features import Extractor, Features
 from autodiffusion.features._base import load
-from autodiffusion.metrics.fid import FID, frechet_distance
+from autodiffusion.metrics.fid import FID
 from bench import second_features, second_opinion
 
 SAMPLES = 24

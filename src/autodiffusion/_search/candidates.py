@@ -205,18 +205,6 @@ def _loss(entry: dict[str, Any], metric: Metric | KL) -> float:
     return float(-entry["value"] if metric.better == "higher" else entry["value"])
 
 
-def least_loss(study: Study, metric: Metric | KL) -> float:
-    """The least loss in the ledger with all samples, of a plan that may be found; infinity where there is none."""
-    scored = [
-        _loss(entry, metric)
-        for event in study.of_kind("scores")
-        if event["samples"] == study.settings.samples and event.get("anchor") is None
-        for entry in event["scores"]
-        if entry.get("allowed", True)
-    ]
-    return min(scored, default=math.inf)
-
-
 def standings(events: Sequence[dict[str, Any]], metric: Metric | KL) -> dict[Plan, tuple[int, float]]:
     """The plans of a ledger that have a score of their own, best first: the most samples of one, and its loss then.
 

@@ -1,21 +1,18 @@
-"""The search: ask, evaluate, tell, and at the end confirm."""
+"""A search from its settings to the plan found: candidates, the final table, pictures, report; resumed at any point."""
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from autodiffusion import __version__
-from autodiffusion._errors import RunError
-from autodiffusion._evaluation.confirm import confirm
 from autodiffusion._interrupts import patient
 from autodiffusion._names import resolve
-from autodiffusion._plans.grids import fitting
 from autodiffusion._plans.plan import Plan
 from autodiffusion._references.reference import Reference
 from autodiffusion._report import report
@@ -23,15 +20,14 @@ from autodiffusion._sampling.blocks import Workers
 from autodiffusion._sampling.sampling import Cost
 from autodiffusion._search.candidates import score_candidates, standings
 from autodiffusion._search.crew import at_work, keeping
-from autodiffusion._search.finalists import choice, choose
-from autodiffusion._search.inputs import plan_of, teacher_plan
-from autodiffusion._search.job import REPORTED, Job, teacher_reference
+from autodiffusion._search.final_table import final_table
+from autodiffusion._search.job import Job, teacher_reference
 from autodiffusion._search.pricing import load_times, save_times
 from autodiffusion._search.showing import show
 from autodiffusion._spaces.costs import Costs
 from autodiffusion._study import frames
 from autodiffusion._study.settings import Settings
-from autodiffusion._study.study import LEDGER, PLAN, Study
+from autodiffusion._study.study import PLAN, Study
 from autodiffusion._views import tensorboard
 from autodiffusion._views.progress import Quiet
 from autodiffusion._views.watch import Watch
@@ -106,15 +102,12 @@ def search(
         KeyboardInterrupt: asked for; called again, the search goes on.
     """
     progress = progress or Quiet()
-    job = _job(settings, out, model, times)
-    with ExitStack() as stack:
-        workers = stack.enter_context(at_work(job, out, workers))
-        study = stack.enter_context(Study(out, job.settings))
+    with _opened(settings, out, model, times, workers) as (job, study, crew):
         with patient(), Watch(study, job.evaluator.model, progress):
             if not study.of_kind("confirm"):
-                job, kept = keeping(job, study, workers)
+                job, kept = keeping(job, study, crew)
                 metric, reference = _score(job, study, progress)
-                _confirm(job, metric, reference, study, progress)
+                final_table(job, metric, reference, study, progress)
                 kept.clear()
         result = _result(study)
         result.plan.save(out / PLAN)
@@ -142,23 +135,25 @@ def explore(
         it may cost more than what is found. ``None`` if no candidate has a score.
     """
     progress = progress or Quiet()
-    job = _job(settings, out, model, times)
-    with ExitStack() as stack:
-        workers = stack.enter_context(at_work(job, out, workers))
-        study = stack.enter_context(Study(out, job.settings))
+    with _opened(settings, out, model, times, workers) as (job, study, crew):
         with patient(), Watch(study, job.evaluator.model, progress):
-            job, kept = keeping(job, study, workers)
+            job, kept = keeping(job, study, crew)
             metric, _ = _score(job, study, progress, share)
             kept.clear()
         found = standings(study.events, metric)
     return next((((-samples, loss), plan) for plan, (samples, loss) in found.items()), None)
 
 
-def _job(settings: Settings, out: Path, model: Model | None, times: Costs | None) -> Job:
-    """What the search in ``out`` works with; nothing has been written yet."""
+@contextmanager
+def _opened(
+    settings: Settings, out: Path, model: Model | None, times: Costs | None, workers: Workers | None
+) -> Iterator[tuple[Job, Study, Workers | None]]:
+    """What the search in ``out`` works with, its study, and who samples; what is unusable is found before it writes."""
     if settings.tensorboard:
         tensorboard.check()
-    return Job.of(settings, model, load_times(out / TIMES) or times)
+    job = Job.of(settings, model, load_times(out / TIMES) or times)
+    with at_work(job, out, workers) as crew, Study(out, job.settings) as study:
+        yield job, study, crew
 
 
 def _score(job: Job, study: Study, progress: Quiet, share: float = 1.0) -> tuple[Metric | KL, Reference]:
@@ -190,82 +185,6 @@ def _begin(job: Job, study: Study) -> None:
             **({"layers": [vars(layer) for layer in job.evaluator.model.layers]} if job.layers else {}),
         }
     )
-
-
-def _confirm(job: Job, metric: Metric | KL, reference: Reference, study: Study, progress: Quiet) -> None:
-    """Chooses among the best on fresh noise, and scores the choice and its opponents on other fresh noise."""
-    settings, evaluator = job.settings, job.evaluator
-    before = replace(evaluator.cost)
-    scored = standings(study.events, metric)
-    if not scored:
-        raise RunError(f"no candidate could be scored; {study.folder / LEDGER} says why for each")
-    ranked = [plan for plan in scored if job.allows(plan)]
-    if not ranked:
-        raise RunError(f"no candidate scored costs at most {settings.max_cost}; give the search a larger budget")
-    grids = _grids(job)
-    finalists = choice(ranked, settings.finalists, len(evaluator.model.schedule) - 1)
-    starts = [plan for plan in ranked if plan in job.starts.values()][:1]
-    starts += [plan for plan in ranked if not any(plan.params)][:1]
-    raced = len(grids) + (len(finalists) + 2) * (len(finalists) > 1)
-    dearest = max(job.nfe(plan) for plan in [*grids, *finalists, *starts])
-    estimate = (raced + min(2, len(grids)) + 1) * dearest + settings.teacher
-    progress.phase("confirm", estimate * settings.confirm_samples)
-    best_grid = choose(list(grids), metric, settings, evaluator, progress)
-    if len(finalists) > 1:  # a search that found nothing better than a grid or a given start must not end with less
-        finalists = list(dict.fromkeys([*finalists, *([best_grid] if job.allows(best_grid) else []), *starts]))
-    whole = f"{job.whole_steps} whole step{'s' * (job.whole_steps > 1)}" if job.layers else ""
-    named = {f"uniform ({whole})" if whole else "uniform": _grid(job, "uniform")}
-    if grids[best_grid] != "uniform":
-        named[f"{grids[best_grid]} (best grid{', ' * bool(whole)}{whole})"] = best_grid
-    named["found"] = choose(finalists, metric, settings, evaluator, progress)
-    if settings.teacher:
-        named[f"teacher ({settings.teacher} steps)"] = teacher_plan(evaluator.model, settings.teacher)
-    metrics = list(dict.fromkeys([settings.metric, REPORTED]))
-    rows = confirm(evaluator, reference, named, metrics, settings.confirm_samples, settings.seed, progress.tick)
-    searched = _searched(scored.get(named["found"]), metric, settings)
-    if searched:  # only scores of equally many samples can be held against each other
-        found, count = {"found": named["found"]}, searched["samples"]
-        [again] = confirm(evaluator, reference, found, [settings.metric], count, settings.seed, progress.tick)
-        searched["fresh"] = again.to_json()["scores"].get(settings.metric)
-    extra = {"searched": searched} if searched.get("fresh") else {}
-    spent = evaluator.cost - before
-    study.record(
-        {
-            "event": "confirm",
-            "finalists": [finalist.digest for finalist in finalists],
-            "rows": [row.to_json() | _cost(job, row.plan) | (extra if row.name == "found" else {}) for row in rows],
-            "evaluations": spent.evaluations,
-            "saved": spent.saved,
-        }
-    )
-
-
-def _searched(standing: tuple[int, float] | None, metric: Metric | KL, settings: Settings) -> dict[str, Any]:
-    """What a row says of its plan's score in the search; nothing where that was no more than a first look."""
-    if standing is None or standing[0] < settings.samples:
-        return {}
-    samples, loss = standing
-    return {"samples": samples, "value": -loss if metric.better == "higher" else loss}
-
-
-def _cost(job: Job, plan: Plan) -> dict[str, Any]:
-    """What a row says of its plan's cost: nothing where the network has no layers."""
-    return {"cost": job.pricing.plan(plan)} if job.pricing.costs else {}
-
-
-def _grids(job: Job) -> dict[Plan, str]:
-    """The named grids that fit the model and the number of steps, by the plans that they are."""
-    named = fitting(partial(_grid, job))
-    return {plan: name for name, plan in reversed(named.items())}  # of names of the same plan the first
-
-
-def _grid(job: Job, name: str) -> Plan:
-    """A named grid as ``evaluate`` takes it, which is not quite the space's nearest where times are real numbers."""
-    model, settings = job.evaluator.model, job.settings
-    space = job.layers.spaces[job.whole_steps] if job.layers else job.space
-    if space.free_end:
-        return space.named(name, model.schedule)
-    return plan_of(f"{name}:{space.steps}", model, settings.solver, settings.solver_options)
 
 
 def _result(study: Study) -> Result:

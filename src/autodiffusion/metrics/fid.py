@@ -8,7 +8,6 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
-from autodiffusion._references.reference import symmetric_root
 from autodiffusion.features import Features
 from autodiffusion.metrics._base import Floats, Indices, Metric, Needs
 
@@ -101,18 +100,6 @@ def _centred(samples: Tensor) -> tuple[Floats, Floats]:
     vectors = samples.double().numpy()
     mean = vectors.mean(0)
     return mean, (vectors - mean) / np.sqrt(len(vectors) - 1)
-
-
-def frechet_distance(mu1: Floats, sigma1: Floats, mu2: Floats, sigma2: Floats) -> float:
-    """The squared Frechet (2-Wasserstein) distance between two Gaussians (Dowson and Landau 1982).
-
-    Args:
-        mu1, mu2: means, float64 ``[D]``.
-        sigma1, sigma2: covariances, float64 ``[D, D]``, symmetric and positive semidefinite.
-    """
-    traces = float(np.trace(sigma1) + np.trace(sigma2))
-    root = symmetric_root(sigma1)
-    return float(np.square(mu1 - mu2).sum()) + traces - 2 * _trace_of_root(root @ sigma2 @ root)
 
 
 def _trace_of_root(product: Floats) -> float:
