@@ -20,6 +20,7 @@ from diffusers import (
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from hypothesis import given
 from hypothesis import strategies as st
+from rooms import DETERMINISTIC
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -27,7 +28,6 @@ import autodiffusion
 from autodiffusion import Model, NoiseSchedule, Plan, Settings
 from autodiffusion._cli import app
 from autodiffusion._errors import InputError
-from autodiffusion._names import known
 from autodiffusion._plans.flow import FlowSchedule, is_flow
 from autodiffusion._plans.grids import ALIGNED, NAMED, fitting, grid
 from autodiffusion._sampling.sampling import sample
@@ -270,7 +270,7 @@ def test_exponential_solvers_of_diffusers(order: int, count: int) -> None:
         assert apart(got, expected.double()) < most
 
 
-@pytest.mark.parametrize("name", sorted({*known("solvers")} - {"lcm", "euler_ancestral"}))
+@pytest.mark.parametrize("name", DETERMINISTIC)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_solvers_begin_where_there_is_no_signal(name: str, dtype: torch.dtype) -> None:
     # Gaussian data: the flow is known; what is lost at its beginning would not come back

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from rooms import DETERMINISTIC
 from torch import Tensor
 
 from autodiffusion._errors import InputError
@@ -31,22 +32,15 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def stochastic(name: str) -> bool:
-    try:
-        solve(build(name, SCHEDULE), wavy, normal(1, 3), TIMES)
-    except InputError:
-        return True
-    return False
-
-
 LINEAR: list[tuple[str, int]] = [
-    *((name, 0) for name in known("solvers") if name != "gls" and not stochastic(name)),
+    *((name, 0) for name in DETERMINISTIC if name != "gls"),
     *((name, order) for name in ("dpm_solver", "dpm_solver++", "unipc", "deis", "ipndm") for order in (1, 2, 3)),
 ]
 
 
-def test_which_solvers_are_linear() -> None:
-    assert {name for name, _ in LINEAR} == set(known("solvers")) - {"gls", "lcm", "euler_ancestral"}
+def test_which_solvers_draw_noise() -> None:
+    assert {"lcm", "euler_ancestral"} <= set(known("solvers")) - set(DETERMINISTIC)
+    assert {"ddim", "plms", "unipc"} <= set(DETERMINISTIC)
 
 
 @pytest.mark.parametrize(("plain", "order"), LINEAR)

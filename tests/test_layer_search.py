@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import small
 from conftest import Command
+from rooms import SEARCH_LAYERS
 
 from autodiffusion import InputError, Plan, RunError, Settings, Step, search
-from autodiffusion._names import known
 from autodiffusion._plans.schedule import NoiseSchedule
 from autodiffusion._search.job import Job
 from autodiffusion._search.loop import Result
@@ -248,7 +248,7 @@ def test_the_budget_of_the_search_is_used_and_never_exceeded(
     assert budget - 6 * 24 < spent <= budget  # no plan has more than 9 steps, and their beginnings are shared
 
 
-@pytest.mark.parametrize("name", [name for name in known("strategies") if name in ("evolution", "prune")])
+@pytest.mark.parametrize("name", SEARCH_LAYERS)
 def test_strategies_with_layers_are_searched_with(run: Search, tmp_path: Path, name: str) -> None:
     result = run(strategy=name, strategy_options={}, max_cost="60%", budget=2000)
     assert 0 < result.search_cost.evaluations <= 2000

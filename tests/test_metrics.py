@@ -12,9 +12,9 @@ import scipy.linalg
 import scipy.stats
 import torch
 from frechet import frechet_distance
+from rooms import FEATURE_METRICS
 
 from autodiffusion._errors import InputError
-from autodiffusion._names import known
 from autodiffusion._references.reference import Reference
 from autodiffusion.features import Features
 from autodiffusion.metrics import Metric
@@ -23,8 +23,6 @@ from autodiffusion.metrics._build import build
 from autodiffusion.metrics.fid import FID
 from autodiffusion.metrics.inception_score import InceptionScore
 from autodiffusion.metrics.kl import KL
-
-FEATURE_METRICS = [name for name in known("metrics") if name != "kl"]
 
 
 def random(seed: int) -> np.random.Generator:

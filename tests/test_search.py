@@ -21,6 +21,7 @@ import torch
 from conftest import draw_nothing
 from hypothesis import given
 from hypothesis import strategies as st
+from rooms import SEARCH_TIMES
 from small import model as small_model
 from small import real
 from typer.testing import CliRunner
@@ -28,7 +29,7 @@ from typer.testing import CliRunner
 from autodiffusion import InputError, NoiseSchedule, Plan, RunError, Settings
 from autodiffusion._cli import app
 from autodiffusion._evaluation.evaluate import Evaluator, derive_seed
-from autodiffusion._names import known, resolve
+from autodiffusion._names import resolve
 from autodiffusion._plans.grids import NAMED
 from autodiffusion._references.reference import Reference
 from autodiffusion._report.figures.convergence import table as convergence
@@ -156,9 +157,7 @@ def test_a_search_ends_in_a_plan(run: Search, tmp_path: Path, given: dict[str, A
 
 
 def test_all_strategies_are_searched_with(run: Search, tmp_path: Path) -> None:
-    for name in known("strategies"):
-        if name == "prune":  # searches with layers only
-            continue
+    for name in SEARCH_TIMES:
         result = run(name, strategy=name, strategy_options={}, preset="paper", samples=4, confirm_samples=8, budget=300)
         assert 0 < result.search_cost.evaluations <= 300
 

@@ -28,6 +28,7 @@ from diffusers import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rooms import DETERMINISTIC
 from safetensors.torch import load_file
 from scipy.integrate import quad
 from torch import Tensor
@@ -629,11 +630,10 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("euler_ancestral", {"eta": 0.5}),
     ("lcm", {"timestep_scaling": 0.01}),
 ]
-STOCHASTIC = ("euler_ancestral", "lcm")
 LINEAR = [
     (name, options)
     for name, options in VARIANTS
-    if name not in STOCHASTIC and not options.get("eta") and not options.get("clip")
+    if name in DETERMINISTIC and not options.get("eta") and not options.get("clip")
 ]
 every_solver = pytest.mark.parametrize(("name", "options"), VARIANTS)
 LISTS: list[tuple[float, ...]] = [

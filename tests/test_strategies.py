@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rooms import SEARCH_TIMES
 
 from autodiffusion._errors import InputError
-from autodiffusion._names import known
 from autodiffusion._plans.free import FreeNumber
 from autodiffusion._plans.plan import Plan
 from autodiffusion._plans.schedule import NoiseSchedule
@@ -95,12 +95,11 @@ def planned_like(strategy: Strategy, asked: list[tuple[Plan, float, Plan | None]
 
 # the contract
 
-# prune searches with layers only
-every_strategy = pytest.mark.parametrize("name", [name for name in known("strategies") if name != "prune"])
+every_strategy = pytest.mark.parametrize("name", SEARCH_TIMES)
 
 
 def test_there_are_strategies() -> None:
-    assert {"evolution", "random"} <= set(known("strategies"))
+    assert {"evolution", "ladder", "random"} <= set(SEARCH_TIMES)
 
 
 @every_strategy
