@@ -42,7 +42,9 @@ ModelOption = Annotated[
 Reference = Annotated[
     str | None, typer.Option(help="folder of images, .npz of images, features or statistics, or teacher:100")
 ]
-Features = Annotated[str | None, typer.Option(help="feature network: mnist, inception or package.module:attribute")]
+Features = Annotated[
+    str | None, typer.Option(help=f"feature network: {', '.join(known('features'))} or package.module:attribute")
+]
 Guidance = Annotated[
     float | None, typer.Option("--guidance-scale", help="classifier-free, 1 is none; or the classifier's, 0 is none")
 ]

@@ -36,10 +36,7 @@ from autodiffusion._study.settings import Settings, read_yaml
 if TYPE_CHECKING:
     from autodiffusion._search.loop import Result
 
-STRATEGIES = (
-    "ladder, prune (with --layers, where it is the default), evolution, random, optuna:SAMPLER or "
-    "package.module:attribute"
-)
+STRATEGIES = f"{', '.join(known('strategies'))} (optuna:SAMPLER chooses its sampler) or package.module:attribute"
 
 
 def search_command(
