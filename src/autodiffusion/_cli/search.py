@@ -36,7 +36,10 @@ from autodiffusion._study.settings import Settings, read_yaml
 if TYPE_CHECKING:
     from autodiffusion._search.loop import Result
 
-STRATEGIES = f"{', '.join(known('strategies'))} (optuna:SAMPLER chooses its sampler) or package.module:attribute"
+STRATEGIES = (
+    f"{', '.join(known('strategies'))} (optuna:SAMPLER chooses its sampler; with --layers the default is prune) or "
+    "package.module:attribute"
+)
 
 
 def search_command(
