@@ -1,9 +1,12 @@
-"""What ``bench.free_numbers`` works with: plans as vectors, and Adam on times and numbers."""
+"""What ``bench.free_numbers`` works with: plans as vectors, Adam on times and numbers, cells of its table."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
@@ -112,3 +115,11 @@ def gradient(model: Model, space: SearchSpace, start: Plan | None, budget: int, 
 def _draw(model: Model, plan: Plan, noise: Tensor) -> Tensor:
     solver = build(plan.solver, model.schedule, plan.solver_options)
     return solve(solver, lambda x, t: model.predict(x, t, None), noise, plan.times, params=plan.params)
+
+
+def cell(rows: Sequence[dict[str, Any]]) -> str:
+    """The median over seeds, the least and the greatest, and the cost's median; empty without rows."""
+    if not rows:
+        return ""
+    fids, spent = [row["fid"] for row in rows], median(row["evaluations"] for row in rows) / 1000
+    return f"{median(fids):.3g} [{min(fids):.3g}, {max(fids):.3g}] ({spent:,.0f}k)"

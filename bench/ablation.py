@@ -29,6 +29,7 @@ from autodiffusion._views.progress import Quiet
 from autodiffusion.metrics._build import build
 from autodiffusion.strategies.ladder import Asking, Ladder
 from bench import _rows, compare
+from bench._best import improvements, thin
 from bench._curves import Row, Run
 
 
@@ -91,7 +92,7 @@ def make(task: compare.Job, variant: str) -> list[dict[str, Any]]:
     if variant == "default":
         costs[UNSHARED] = [e | {"evaluations": e["evaluations"] + e["saved"]} for e in rounds]
     for name, events in costs.items():
-        points = compare.thin(compare.improvements(events), POINTS)
+        points = thin(improvements(events), POINTS)
         fids = compare.fresh_fids(task, [point.plan for point in points])
         rows.append(
             {**task.row._asdict(), "variant": name, "seed": task.seed, "samples": settings.samples}

@@ -15,16 +15,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import shutil
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
@@ -42,6 +40,7 @@ from autodiffusion.metrics import Metric
 from autodiffusion.metrics._build import build
 from autodiffusion.metrics.kl import KL
 from autodiffusion.models._load import load
+from bench._best import Best, improvements, thin
 from bench._curves import Row, draw, read, table
 from bench.models import reference_of
 
@@ -60,8 +59,6 @@ SAMPLES = {"mixture": 2_000, "empirical": 1_000, "bundled": 200}
 experiments take 1,000 to 5,000."""
 FEW = {"mixture": 500, "empirical": 200, "bundled": 100}
 """For a candidate of random search, and with 10 steps on the bundled model."""
-POINTS = 12
-"""Most points of a curve that are scored and kept."""
 REDUCED: dict[str, Any] = {"budget": 12_000, "samples": 40, "fresh": 200}
 """The reduced form: network evaluations for a search, samples for a candidate of the paper preset, fresh samples."""
 
@@ -106,43 +103,6 @@ class Job:
             budget=REDUCED["budget"] if self.reduced else None,
             **options,
         )
-
-
-class Best(NamedTuple):
-    """A plan that was the best so far, when ``evaluations`` had been spent."""
-
-    evaluations: int
-    plan: Plan
-    score: float
-
-
-def improvements(events: Sequence[dict[str, Any]]) -> list[Best]:
-    """Each time that the plan changed which the search would have given, had it been stopped. A score is known when
-    its whole batch is done.
-
-    That is ``candidates.standings`` at every point: more samples come before a lower score, since a race drops its
-    worse plans early, and estimates from an anchor do not count.
-    """
-    spent, samples, best, found = 0, 0, math.inf, list[Best]()
-    for event in events:
-        if event["event"] != "scores":
-            continue
-        spent += event["evaluations"]
-        scored = [s for s in event["scores"] if s["value"] is not None] if event.get("anchor") is None else []
-        top = min(scored, key=lambda score: score["value"], default=None)
-        if top is not None and (-event["samples"], top["value"]) < (-samples, best):
-            samples, best = event["samples"], top["value"]
-            found.append(Best(spent, Plan.model_validate(top["plan"]), best))
-    return found
-
-
-def thin(points: Sequence[Best], most: int = POINTS) -> list[Best]:
-    """The first, the last, and those in between that are nearest to even distances in the logarithm of evaluations."""
-    if len(points) <= most:
-        return list(points)
-    places = np.log([point.evaluations for point in points])
-    kept = {int(np.abs(places - place).argmin()) for place in np.linspace(places[0], places[-1], most)}
-    return [points[i] for i in sorted(kept | {len(points) - 1})]
 
 
 @cache

@@ -30,7 +30,6 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -51,6 +50,7 @@ from autodiffusion._views.progress import Quiet
 from autodiffusion.metrics import Metric
 from autodiffusion.metrics._build import build
 from bench import _free_numbers, _rows
+from bench._free_numbers import cell
 from bench.compare import BATCH, FRESH, judge
 from bench.models import reference_of
 
@@ -268,14 +268,6 @@ def ratio(rows: Sequence[dict[str, Any]], method: str) -> str:
     )
     ratios = [fid / theirs[key] for key, fid in own.items()]
     return f"{np.exp(np.mean(np.log(ratios))):.2f}, {sum(r < 1 for r in ratios)} of {len(ratios)}" if ratios else ""
-
-
-def cell(rows: Sequence[dict[str, Any]]) -> str:
-    """The median over seeds, the least and the greatest, and the cost's median; empty without rows."""
-    if not rows:
-        return ""
-    fids, spent = [row["fid"] for row in rows], median(row["evaluations"] for row in rows) / 1000
-    return f"{median(fids):.3g} [{min(fids):.3g}, {max(fids):.3g}] ({spent:,.0f}k)"
 
 
 def main(given: Sequence[str] | None = None) -> None:

@@ -24,6 +24,7 @@ from autodiffusion._study.study import read_events
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 compare = importlib.import_module("bench.compare")
+best = importlib.import_module("bench._best")
 curves = importlib.import_module("bench._curves")
 models = importlib.import_module("bench.models")
 
@@ -196,19 +197,19 @@ def test_more_samples_come_before_lower_scores_and_all_cost() -> None:
         event(500, 100, 7.0, 6.0, 6.5),
         event(600, 100, None),
     ]
-    found = compare.improvements(events)
+    found = best.improvements(events)
     assert [(point.evaluations, point.score) for point in found] == [(100, 1.0), (250, 0.9), (450, 8.0), (2000, 6.0)]
     assert [point.plan.times for point in found] == [(890, 0), (885, 0), (880, 2), (850, 1)]
 
 
 def test_thinning_keeps_the_ends_and_spreads_the_rest() -> None:
     plan = Plan.of("ddim", [1])
-    points = [compare.Best(n, plan, -n) for n in range(1, 1001)]
-    thinned = [point.evaluations for point in compare.thin(points, 4)]
+    points = [best.Best(n, plan, -n) for n in range(1, 1001)]
+    thinned = [point.evaluations for point in best.thin(points, 4)]
     assert thinned == [1, 10, 100, 1000]
-    assert compare.thin(points[:4], 4) == points[:4]
-    crowded = [compare.Best(n, plan, -n) for n in (1, *range(990, 1001))]
-    assert {1, 1000} <= {point.evaluations for point in compare.thin(crowded, 4)}
+    assert best.thin(points[:4], 4) == points[:4]
+    crowded = [best.Best(n, plan, -n) for n in (1, *range(990, 1001))]
+    assert {1, 1000} <= {point.evaluations for point in best.thin(crowded, 4)}
 
 
 def run(*curve: tuple[int, float], seed: int = 0, evaluations: int = 10_000) -> Any:
