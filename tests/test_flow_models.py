@@ -13,9 +13,9 @@ import torch
 from conftest import Command, refused_model
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
-from test_text_to_image import SEED, final, texts_of
+from test_text_to_image import PICKED, SEED, final, texts_of
 from tiny_flow import packed, whole
-from torch import Tensor, nn
+from torch import Tensor
 
 from autodiffusion import InputError, Model, Plan, apply, load_model, sample
 from autodiffusion._plans.flow import FlowSchedule
@@ -180,21 +180,6 @@ def test_without_captions_there_are_layers_only(files: Path, kind: str) -> None:
 # through the command line
 
 
-class Pooled(nn.Module):
-    """Six fixed random features of a 16x16 image in color."""
-
-    dimension = 6
-
-    def __init__(self) -> None:
-        super().__init__()
-        weights = torch.randn(768, 6, generator=torch.Generator().manual_seed(0)) / 28
-        self.weights = nn.Parameter(weights, requires_grad=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.tanh(x.flatten(1) @ self.weights)
-
-
-PICKED = "--features test_flow_models:Pooled"
 FEW = f"{PICKED} --reference teacher:3:12 --samples 3 --confirm-samples 10 --finalists 1"
 SIZE = {SD3: "", FLUX: "--model-option height=16 --model-option width=16"}
 
