@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,7 @@ from conftest import Command
 from torch import Tensor, nn
 
 from autodiffusion._errors import InputError
+from autodiffusion._names import known, resolve
 from autodiffusion._references.reference import Reference
 from autodiffusion._references.reference import load as load_reference
 from autodiffusion.features import Extractor, Features
@@ -20,6 +22,12 @@ from autodiffusion.features import _base as features
 from autodiffusion.metrics._build import build
 
 BUNDLED = Path(features.__file__).parent.parent / "_bundled" / "mnist"
+
+
+@pytest.mark.parametrize("name", known("features"))
+def test_every_one_is_made_without_arguments(name: str) -> None:
+    required = [p for p in inspect.signature(resolve("features", name)).parameters.values() if p.default is p.empty]
+    assert not required
 
 
 def images(count: int, *shape: int, seed: int = 0) -> Tensor:
