@@ -78,21 +78,21 @@ def karras(steps: int, schedule: NoiseSchedule, rho: float = 7) -> Floats:
     return schedule.time_at_log_level(rho * np.log(np.linspace(first, last, steps)))
 
 
-def beta(steps: int, schedule: NoiseSchedule, a: float = 0.6, b: float = 0.6) -> Floats:
+def beta(steps: int, schedule: NoiseSchedule) -> Floats:
     """Quantiles of Beta(0.6, 0.6) over the time range, dense at both ends (Lee et al. 2024).
 
     The paper draws time steps so. diffusers' ``use_beta_sigmas`` takes quantiles of noise: :func:`beta_sigmas`.
     """
-    return schedule.shifted(schedule.low + _beta_quantiles(steps, a, b) * (schedule.last - schedule.low))
+    return schedule.shifted(schedule.low + _beta_quantiles(steps) * (schedule.last - schedule.low))
 
 
-def beta_sigmas(steps: int, schedule: NoiseSchedule, a: float = 0.6, b: float = 0.6) -> Floats:
+def beta_sigmas(steps: int, schedule: NoiseSchedule) -> Floats:
     """Quantiles of Beta(0.6, 0.6) over the range of sigma: diffusers' ``use_beta_sigmas``.
 
     Most of that range is noise beyond what a picture shows through, on the cosine schedule nearly all of it.
     """
     most, least = (float(np.exp(log_level)) for log_level in _log_levels(schedule))
-    return schedule.time_at_log_level(np.log(least + _beta_quantiles(steps, a, b) * (most - least)))
+    return schedule.time_at_log_level(np.log(least + _beta_quantiles(steps) * (most - least)))
 
 
 def _log_levels(schedule: NoiseSchedule) -> tuple[float, float]:
@@ -101,11 +101,11 @@ def _log_levels(schedule: NoiseSchedule) -> tuple[float, float]:
     return first, last
 
 
-def _beta_quantiles(steps: int, a: float, b: float) -> Floats:
-    """From 1 to 0, ``[steps]``."""
+def _beta_quantiles(steps: int) -> Floats:
+    """Of Beta(0.6, 0.6), from 1 to 0, ``[steps]``."""
     from scipy.stats import beta as distribution
 
-    return np.asarray(distribution.ppf(1 - np.linspace(0, 1, steps), a, b), dtype=np.float64)
+    return np.asarray(distribution.ppf(1 - np.linspace(0, 1, steps), 0.6, 0.6), dtype=np.float64)
 
 
 ALIGNED: dict[str, tuple[float, ...]] = {

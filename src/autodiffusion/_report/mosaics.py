@@ -26,7 +26,7 @@ PANELS = "autodiffusion"
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 
-def picture(images: Mapping[str, Tensor], path: Path, columns: int | None = None) -> None:
+def picture(images: Mapping[str, Tensor], path: Path) -> None:
     """Writes one PNG with a titled square of images for each name, the same seeds at the same places.
 
     Args:
@@ -35,7 +35,7 @@ def picture(images: Mapping[str, Tensor], path: Path, columns: int | None = None
     """
     from matplotlib.figure import Figure
 
-    squares = {name: _sized(_shown(mosaic(batch, columns))) for name, batch in images.items()}
+    squares = {name: _sized(_shown(mosaic(batch))) for name, batch in images.items()}
     height = HEAD + max(square.shape[0] for square in squares.values()) + GAP
     width = GAP + sum(square.shape[1] + GAP for square in squares.values())
     dpi = 100
@@ -73,10 +73,10 @@ def panels(path: Path) -> dict[str, Image.Image]:
         return {}  # a report without pictures is better than none
 
 
-def mosaic(images: Tensor, columns: int | None = None) -> Pixels:
-    """Images ``[N, C, H, W]`` as one, ``[H', W', C]``, row by row, one pixel apart; as square as they go by default."""
+def mosaic(images: Tensor) -> Pixels:
+    """Images ``[N, C, H, W]`` as one, ``[H', W', C]``, row by row, one pixel apart; as square as they go."""
     count, channels, height, width = images.shape
-    columns = columns or math.ceil(math.sqrt(count))
+    columns = math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     tiles = np.zeros((rows * (height + 1), columns * (width + 1), channels), dtype=np.uint8)
     for i, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
