@@ -115,7 +115,7 @@ def _of_diffusers(name: str) -> Callable[..., Model]:
     found = network_of(name)
     kind, files = str(found[0].get("_class_name")), diffusers.by_network()
     if kind not in files:
-        raise InputError(f"model '{name}': its network is a {kind}; this version samples {', '.join(files)}")
+        raise InputError(f"model '{name}': its network is a {kind}; this version samples {', '.join(sorted(files))}")
     made = resolve(diffusers.ROOM, files[kind])
     return partial(made, name, found=found) if _takes(made, "found") else partial(made, name)
 
