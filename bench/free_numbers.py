@@ -2,8 +2,8 @@
 
     .venv/bin/python -m bench.free_numbers [--models mixture,empirical] [--steps 4,6] [--seeds 5] [--again]
 
-All begin with the times that ``search --solver gls --plain`` finds with half of the budget, unless said otherwise, and
-spend the other half on
+All begin with the times that ``search --solver gls --no-free-numbers`` finds with half of the budget, unless said
+otherwise, and spend the other half on
 
 pattern search   the ladder's, of the numbers, then of all, then with more samples, as there;
 CMA-ES           Hansen 2016, of the library ``cmaes``, on times and numbers or on the numbers alone; each candidate has

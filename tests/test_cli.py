@@ -170,7 +170,7 @@ def test_a_yaml_file_is_the_same_as_options(command: Command, real_images: Path)
     # the configuration that a run keeps is one to start from
     assert command("search --config by_file/config.yaml --out by_file").status == 0
     # options win over the file, one by one
-    line = "search --config a.yaml --steps 2 --clean-end --generations 1 --strategy-option parents=1 --out other"
+    line = "search --config a.yaml --steps 2 --no-free-end --generations 1 --strategy-option parents=1 --out other"
     assert command(line).status == 0
     kept = yaml.safe_load(Path("other/config.yaml").read_text())
     assert (kept["steps"], kept["free_end"], kept["seed"], kept["solver_options"]["order"]) == (2, False, 3, 1)
@@ -225,6 +225,8 @@ BAD_SEARCHES = {
     "unknown solver": ("{search} --solver ddmi", "did you mean 'ddim'"),
     "no solver": ("{search} --solver small:Projection", "not a class derived from autodiffusion.solvers.Solver"),
     "unknown metric": ("{search} --metric fidd", "did you mean 'fid'"),
+    "metric in capitals": ("{search} --metric FID", "did you mean 'fid'"),
+    "several metrics": ("{search} --metric fid,kid", "a search has one, evaluate takes more"),
     "no metric": ("{search} --metric small:Projection", "not a class derived from autodiffusion.metrics.Metric"),
     "unknown strategy": ("{search} --strategy evolutoin", "did you mean 'evolution'"),
     "no strategy": ("{search} --strategy small:SHAPE", "not a class derived from autodiffusion.strategies.Strategy"),
@@ -237,9 +239,11 @@ BAD_SEARCHES = {
     "steps 0": ("{search} --steps 0", "1 to 100 time steps"),
     "steps above T": ("{search} --steps 101", "1 to 100 time steps"),
     "steps too wide": ("{search} --gap 80", "do not fit"),
-    "no steps": ("search small:model --out run", "steps"),
-    "no model": ("search --steps 3 --out run", "model"),
-    "samples 1": ("{search} --samples 1", "samples"),
+    "no steps": ("search small:model --out run", "--steps is missing; give the number of steps"),
+    "no model": ("search --steps 3 --out run", "no model is given; name one, such as"),
+    "no module": ("search nowhere:model --steps 3 --out run", "run the command where nowhere lies"),
+    "samples 1": ("{search} --samples 1", "samples: 1 should be at least 2"),
+    "budget 1e5": ("{search} --budget 1e5", "'--budget': '1e5' should be a valid integer"),
     "seed -1": ("{search} --seed -1", "seed"),
     "unknown noise": ("{search} --noise loud", "noise"),
     "no reference": ("search small:model --steps 3 --out run", "give --reference"),
@@ -252,14 +256,14 @@ BAD_SEARCHES = {
     "kl of a teacher": ("{search} --reference teacher:10 --metric kl", "needs real images"),
     "kl without null class": ("{search} --classes 3 --metric kl", "give --null-class"),
     "guidance": ("{search} --guidance-scale 2", "--null-class"),
-    "small budget": ("{search} --budget 100", "budget = 100 is less than one candidate costs"),
+    "small budget": ("{search} --budget 100", "network evaluations times samples; give at least that"),
     "other solver option": ("{search} --solver-option etaa=1", "did you mean 'eta'"),
     "bad eta": ("{search} --solver-option eta=2", "eta = 2 lies outside 0 to 1"),
     "eta of another type": ("{search} --solver-option eta=much", "eta = 'much' is not a float"),
     "no pair": ("{search} --solver-option eta", "is not NAME=VALUE"),
     "broken value": ("{search} --solver-option 'eta=[1'", "eta=[1"),
     "other strategy option": ("{search} --strategy-option sise=4", "option 'sise' is unknown"),
-    "option of the other strategy": ("{search} --candidates 5", "option 'candidates' is unknown"),
+    "option of the other strategy": ("{search} --candidates 5", "option 'candidates' is of strategy optuna or random"),
     "device": ("{search} --device nonsense", "device 'nonsense' cannot be used"),
     "dtype": ("{search} --dtype nonsense", "dtype"),
     "unknown schedule": ("{search} --schedule cosin", "did you mean 'cosine'"),
@@ -282,6 +286,8 @@ def write_bad_files(folder: Path) -> None:
     (folder / "torn.yaml").write_text("model: [small\n")
     Plan.of("ddim", [60.0, 20.0]).save(folder / "good.json")
     good = (folder / "good.json").read_text()
+    (folder / "done").mkdir()
+    (folder / "done" / "plan.json").write_text(good)
     (folder / "cut.json").write_text(good[:50])
     (folder / "rising.json").write_text(good.replace('"t": 60', '"t": 15'))
     (folder / "key.json").write_text(good.replace('"origin":', '"orgin":'))
@@ -320,6 +326,8 @@ BAD_COMMANDS = {
     "no plan or grid": ("{evaluate} unifrm:3", "did you mean 'uniform'"),
     "grid without steps": ("{evaluate} uniform", "write uniform:4"),
     "grid above T": ("{evaluate} uniform:101", "1 to 100 time steps"),
+    "a run's folder": ("{evaluate} done", "plan 'done' is a folder; give done/plan.json"),
+    "grid without a schedule": ("plans karras:4", "depend on the noise schedule; give --sigmas"),
     "missing plan": ("{evaluate} none.json", "none.json: cannot be read"),
     "cut plan": ("{evaluate} cut.json", "cut.json: is not a complete JSON file"),
     "rising steps": ("{evaluate} rising.json", "steps[1].t = 20 is not below steps[0].t = 15"),
@@ -340,7 +348,7 @@ BAD_COMMANDS = {
     "dtype": ("{evaluate} uniform:3 --dtype float23", "did you mean 'float32'"),
     "kl of a teacher": ("{evaluate} uniform:3 --reference teacher:5 --metric kl", "needs real images"),
     "no metric class": ("{evaluate} uniform:3 --reference teacher:5 --metric small:model", "not a class derived from"),
-    "n 0": ("sample uniform:3 --model small:model --out a.png -n 0", "'--count'"),
+    "n 0": ("sample uniform:3 --model small:model --out a.png -n 0", "'--samples'"),
     "no folder": ("sample uniform:3 --model small:model --out none/a.png", "none/a.png: cannot be written"),
     "a folder": ("sample uniform:3 --model small:model --out .", "is a folder"),
     "other to compare": ("sample uniform:3 --model small:model --out a.png --compare unifrom", "mean 'uniform'"),
@@ -515,4 +523,4 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(
             shown.tick(100)
     out, err = capsys.readouterr()
     assert out == ""
-    assert err == "search: 200 of at most 1,000 evaluations, best [x]:fid 3.5, about 80 s left\n"
+    assert err == "search: 200 of at most 1,000 evaluations, best [x]:fid 3.5, at most about 80 s left\n"

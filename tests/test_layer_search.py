@@ -479,7 +479,7 @@ def test_presets_with_layers() -> None:
         ),
         ({"layers": False, "min_steps": 3}, "settings: min_steps is for a search that leaves out layers; give layers"),
         ({"layers": False, "max_steps": 5}, "settings: max_steps is for a search that leaves out layers; give layers"),
-        ({"max_cost": 60}, "settings: max_cost: Input should be a valid string"),
+        ({"max_cost": 60}, "settings: max_cost: 60 should be a valid string"),
         ({"max_cost": "cheap"}, "settings: max_cost 'cheap' is not a cost; give one such as 60%, 232 layers"),
         ({"min_steps": 5}, "settings: min_steps = 5 is above steps = 4; give at most that"),
         ({"max_steps": 3}, "settings: max_steps = 3 is below steps = 4; give at least that"),

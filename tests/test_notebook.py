@@ -113,7 +113,7 @@ def test_a_score_says_its_samples_or_its_problem() -> None:
 def test_a_result_is_its_final_table(found: tuple[Result, Path]) -> None:
     result, _ = found
     shown = read(result)
-    assert shown.rows[0] == ["schedule", "network evaluations", "fid", "plan"]
+    assert shown.rows[0] == ["plan", "network evaluations", "fid", "time steps"]
     assert [row[0] for row in shown.rows[1:]] == [row["name"] for row in result.rows]
     for cells, row in zip(shown.rows[1:], result.rows, strict=True):
         assert float(cells[2].split()[0]) == pytest.approx(row["scores"]["fid"]["value"], rel=1e-3)

@@ -75,7 +75,7 @@ def test_a_view_of_nothing_and_of_what_has_no_length() -> None:
 def test_a_line_says_which_search_and_what_is_known() -> None:
     doing = Doing("search", "4 steps (1 of 3)", 1000, 0.0, 200, 300, BEST)
     text = "search (4 steps (1 of 3)): 500 of at most 1,000 evaluations"
-    assert line(doing, 20.0) == f"{text}, {BEST}, about 50 s left"
+    assert line(doing, 20.0) == f"{text}, {BEST}, at most about 50 s left"
     assert line(Doing("search", "", 1000), 20.0) == "search: 0 of at most 1,000 evaluations"
 
 
@@ -154,7 +154,7 @@ def test_a_notebook_without_a_display_has_lines(monkeypatch: pytest.MonkeyPatch,
         shown.phase("search", 1000)
         clock[0] = 20.0
         shown.tick(200)
-    assert printed == ["search: 200 of at most 1,000 evaluations, about 80 s left"]
+    assert printed == ["search: 200 of at most 1,000 evaluations, at most about 80 s left"]
 
 
 # which search it is

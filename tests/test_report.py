@@ -149,7 +149,7 @@ def test_the_final_table_is_the_ledgers(copied: Path) -> None:
     page = parsed(copied)
     [confirmed] = [event for event in ledger(copied) if event["event"] == "confirm"]
     header, *rows = page.rows
-    assert header == ["schedule", "network evaluations", "kid", "fid", "ms a sample", "plan"]
+    assert header == ["plan", "network evaluations", "kid", "fid", "ms a sample", "time steps"]
     times = json.loads((copied / "sampling_times.json").read_text())
     assert [row[0] for row in rows] == [row["name"] for row in confirmed["rows"]]
     assert {"uniform", "found", "teacher (30 steps)"} <= {row[0] for row in rows}

@@ -562,7 +562,10 @@ def test_uniform_steps_may_fail(run: Search) -> None:
         ({"steps": 0}, "steps = 0 is out of range"),
         ({"steps": 101}, "steps = 101 is out of range"),
         ({"gap": 60}, "steps = 3 do not fit"),
-        ({"budget": 143}, "budget = 143 is less than one candidate costs, 144 network evaluations"),
+        (
+            {"budget": 143},
+            "budget = 143 is less than one candidate costs, 144 network evaluations times samples; give at least",
+        ),
         ({"reference": "nowhere.npz"}, "nowhere.npz: does not exist"),
         ({"reference": "teacher:zero"}, "reference 'teacher:zero': write teacher:STEPS"),
         ({"teacher": 101}, "steps = 101 is out of range"),

@@ -173,7 +173,7 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
 )
 def test_unknown_keys(key: str, meant: str) -> None:
     message = refused(**{key: 3})
-    assert message.startswith(f"settings: {key}: unknown key (did you mean '{meant}'? known: ")
+    assert message.startswith(f"settings: {key}: unknown key (did you mean '{meant}'?)")
 
 
 @pytest.mark.parametrize("key", ["where", "cls", "self"])
@@ -187,31 +187,31 @@ def test_keys_that_are_names_of_our_own(key: str) -> None:
         ({"preset": "papr"}, "settings: preset 'papr' is unknown (did you mean 'paper'? known: default, paper)"),
         ({"preset": ["paper"]}, "settings: preset '['paper']' is unknown"),
         ({"starts": ["uniform", "kras"]}, "settings: starts: grid 'kras' is unknown (did you mean 'karras'?"),
-        ({"starts": "uniform"}, "settings: starts: Input should be a valid list"),
-        ({"starts": [3]}, "settings: starts[0]: Input should be a valid string"),
-        ({"noise": "comon"}, "settings: noise: Input should be 'common' or 'fresh'"),
-        ({"dtype": "float64"}, "settings: dtype: Input should be 'float32', 'float16' or 'bfloat16'"),
-        ({"samples": 1}, "settings: samples: Input should be greater than or equal to 2"),
-        ({"samples": 2.5}, "settings: samples: Input should be a valid integer"),
-        ({"samples": "many"}, "settings: samples: Input should be a valid integer"),
-        ({"confirm_samples": 0}, "settings: confirm_samples: Input should be greater than or equal to 2"),
-        ({"budget": 0}, "settings: budget: Input should be greater than or equal to 1"),
-        ({"finalists": 0}, "settings: finalists: Input should be greater than or equal to 1"),
-        ({"gap": 0}, "settings: gap: Input should be greater than or equal to 1"),
-        ({"batch_size": 0}, "settings: batch_size: Input should be greater than or equal to 1"),
-        ({"teacher": -1}, "settings: teacher: Input should be greater than or equal to 0"),
-        ({"threads": -1}, "settings: threads: Input should be greater than or equal to 0"),
-        ({"seed": -1}, "settings: seed: Input should be greater than or equal to 0"),
-        ({"seed": 2**63}, "settings: seed: Input should be less than"),
-        ({"solver": 3}, "settings: solver: Input should be a valid string"),
-        ({"solver_options": 3}, "settings: solver_options: Input should be a valid dictionary"),
+        ({"starts": "uniform"}, "settings: starts: 'uniform' should be a valid list"),
+        ({"starts": [3]}, "settings: starts[0]: 3 should be a valid string"),
+        ({"noise": "comon"}, "settings: noise: 'comon' should be 'common' or 'fresh'"),
+        ({"dtype": "float64"}, "settings: dtype: 'float64' should be 'float32', 'float16' or 'bfloat16'"),
+        ({"samples": 1}, "settings: samples: 1 should be at least 2"),
+        ({"samples": 2.5}, "settings: samples: 2.5 should be a valid integer"),
+        ({"samples": "many"}, "settings: samples: 'many' should be a valid integer"),
+        ({"confirm_samples": 0}, "settings: confirm_samples: 0 should be at least 2"),
+        ({"budget": 0}, "settings: budget: 0 should be at least 1"),
+        ({"finalists": 0}, "settings: finalists: 0 should be at least 1"),
+        ({"gap": 0}, "settings: gap: 0 should be at least 1"),
+        ({"batch_size": 0}, "settings: batch_size: 0 should be at least 1"),
+        ({"teacher": -1}, "settings: teacher: -1 should be at least 0"),
+        ({"threads": -1}, "settings: threads: -1 should be at least 0"),
+        ({"seed": -1}, "settings: seed: -1 should be at least 0"),
+        ({"seed": 2**63}, "settings: seed: 9223372036854775808 should be less than"),
+        ({"solver": 3}, "settings: solver: 3 should be a valid string"),
+        ({"solver_options": 3}, "settings: solver_options: 3 should be a valid dictionary"),
         (
             {"solver_options": {"eta": [1]}},
             "settings: solver_options.eta: [1] is not true or false, a number or a text",
         ),
         ({"solver_options": {"eta": float("nan")}}, "settings: solver_options.eta: nan is not a finite number"),
-        ({"strategy_options": 3}, "settings: strategy_options: Input should be a valid dictionary"),
-        ({"strategy_options": {1: 2}}, "settings: strategy_options[1].[key]: Input should be a valid string"),
+        ({"strategy_options": 3}, "settings: strategy_options: 3 should be a valid dictionary"),
+        ({"strategy_options": {1: 2}}, "settings: strategy_options[1].[key]: 1 should be a valid string"),
         ({"strategy_options": {"parents": None}}, "settings: strategy_options.parents: None is not true or false"),
     ],
 )

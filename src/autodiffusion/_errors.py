@@ -20,6 +20,10 @@ LONGEST = 1200
 """Characters of a message; of one that quotes more from a file the middle is left out."""
 
 
+MANY = 20
+"""Known words that nobody reads to find the one that was misspelt."""
+
+
 class _ToldError(Exception):
     def __init__(self, message: str) -> None:
         text = message.translate(CONTROLS)
@@ -38,9 +42,14 @@ class RunError(_ToldError):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """`` (did you mean 'ddim'? known: ddim, plms)``: the end of a message about an unknown word."""
+    """`` (did you mean 'ddim'? known: ddim, plms)``: the end of a message about an unknown word.
+
+    Of many words only the one that is meant is named.
+    """
     known = sorted(known)
-    close = get_close_matches(word, known, n=1)
+    close = get_close_matches(word, known, n=1) or [name for name in known if name.lower() == word.lower()]
+    if close and len(known) > MANY:
+        return f"(did you mean '{close[0]}'?)"
     guess = f"did you mean '{close[0]}'? " if close else ""
     return f"({guess}known: {', '.join(known)})"
 
@@ -60,7 +69,18 @@ def one_line(error: ValidationError, where: str, known: Iterable[str] = ()) -> I
         message = "is missing; give it"
     elif first["type"] == "json_invalid":
         message = f"is not a complete JSON file ({message}); write it again"
+    else:
+        message = with_input(message, first["input"])
     return InputError(": ".join(part for part in (where, short(place), short(message)) if part))
+
+
+def with_input(message: str, given: object) -> str:
+    """What pydantic says of an input, with the input where that is a word or a number: ``1 should be at least 2``."""
+    if not isinstance(given, str | int | float):
+        return message
+    return message.replace("Input should be", f"{short(repr(given), 60)} should be").replace(
+        "greater than or equal to", "at least"
+    )
 
 
 def short(text: str, most: int = 300) -> str:

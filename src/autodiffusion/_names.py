@@ -77,7 +77,10 @@ def own(name: str, noun: str) -> Any:
         module = importlib.import_module(module_name)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise InputError(f"{noun} '{name}': importing {module_name} failed ({reason})") from error
+        top = module_name.partition(".")[0]
+        missing = isinstance(error, ModuleNotFoundError) and error.name == top
+        remedy = f"; run the command where {top} lies, or put that folder on PYTHONPATH" if missing else ""
+        raise InputError(f"{noun} '{name}': importing {module_name} failed ({reason}){remedy}") from error
     if not hasattr(module, attribute):
         raise InputError(f"{noun} '{name}': module {module_name} has no attribute '{attribute}'")
     return getattr(module, attribute)

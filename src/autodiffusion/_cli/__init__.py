@@ -10,6 +10,7 @@ import warnings
 from typing import Annotated, NoReturn
 
 import typer
+from pydantic import ValidationError
 
 from autodiffusion import __version__
 from autodiffusion._cli.evaluate import evaluate_command
@@ -19,7 +20,7 @@ from autodiffusion._cli.reference import reference_command
 from autodiffusion._cli.report import report_command
 from autodiffusion._cli.sample import sample_command
 from autodiffusion._cli.search import search_command
-from autodiffusion._errors import InputError, RunError
+from autodiffusion._errors import InputError, RunError, with_input
 
 INTERRUPTED = 130
 """The exit status of a process that was stopped from the keyboard."""
@@ -74,7 +75,10 @@ def main() -> NoReturn:
         # what typer says of unknown or malformed options; which class that is differs between its versions
         elif hasattr(error, "format_message"):
             command = getattr(getattr(error, "ctx", None), "command_path", "autodiffusion")
-            sys.exit(_complain(f"{error.format_message().rstrip('.')}; {command} --help lists what there is", 2))
+            message = error.format_message().rstrip(".")
+            if isinstance(error.__cause__, ValidationError):  # which typer has for numbers; it leaves out the input
+                message = with_input(message, error.__cause__.errors()[0]["input"])
+            sys.exit(_complain(f"{message}; {command} --help lists what there is", 2))
         else:
             raise
     if status == INTERRUPTED:  # which some versions of typer give back and others raise

@@ -12,6 +12,7 @@ import typer
 
 from autodiffusion._errors import InputError
 from autodiffusion._names import known
+from autodiffusion._plans.grids import NAMED
 from autodiffusion._plans.plan import Plan
 from autodiffusion._study.settings import OF_MODEL, PRESETS
 from autodiffusion.models._model import Model
@@ -36,7 +37,9 @@ Captions = Annotated[
 ModelOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--model-option", help="NAME=VALUE, may be repeated: a flag of an adm model; height or width of SD3 or Flux"
+        "--model-option",
+        metavar="NAME=VALUE",
+        help="a flag of an adm model; height or width of SD3 or Flux; may be repeated",
     ),
 ]
 Reference = Annotated[
@@ -68,8 +71,12 @@ Timeout = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="one JSON object on standard output, nothing else there")]
 SOLVERS = f"{', '.join(known('solvers'))} or package.module:attribute"
-Solver = Annotated[str, typer.Option(help=SOLVERS)]
-SolverOption = Annotated[list[str] | None, typer.Option("--solver-option", help="NAME=VALUE, may be repeated")]
+Solver = Annotated[str, typer.Option(help=f"of a grid, a plan has its own: {SOLVERS}")]
+SolverOption = Annotated[
+    list[str] | None,
+    typer.Option("--solver-option", metavar="NAME=VALUE", help="an option of the solver; may be repeated"),
+]
+METRICS = f"{', '.join(known('metrics'))} or package.module:attribute"
 
 
 def usual(text: str, name: str) -> str:
@@ -78,6 +85,7 @@ def usual(text: str, name: str) -> str:
     for preset in PRESETS.values():
         own = vars(Evolution) | vars(Random) | preset | preset["evolution"]
         value = own[name]
+        value = "every named grid" if value == list(NAMED) else value
         values.append(",".join(value) if isinstance(value, list) else str(value))
     default, paper = values
     return f"{text} [{default}]" if default == paper else f"{text} [{default}; paper: {paper}]"

@@ -31,7 +31,7 @@ def print_rows(rows: list[dict[str, Any]], costs: bool = False) -> None:
     metrics = list(dict.fromkeys(name for row in rows for name in row["scores"]))
     title = f"{rows[0]['samples']:,} samples on fresh noise, seed {rows[0]['seed']}, 95 % intervals"
     cost = ["cost of a sample"] if costs and any("cost" in row for row in rows) else []
-    table = Table("schedule", "network evaluations", *cost, *metrics, "time steps", title=title, title_justify="left")
+    table = Table("plan", "network evaluations", *cost, *metrics, "time steps", title=title, title_justify="left")
     for row in rows:
         scores = [figure(row["scores"][name]) if name in row["scores"] else str(row["problem"]) for name in metrics]
         plan = describe(Plan.model_validate(row["plan"])) if len(row["plan"]["steps"]) <= 20 else "..."

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autodiffusion._cli._options import (
+    METRICS,
     Batch,
     Captions,
     Checkpoint,
@@ -45,8 +46,8 @@ if TYPE_CHECKING:
 def evaluate_command(
     plan: Annotated[str, typer.Argument(help="a plan's file, a published plan, or a grid such as uniform:4")],
     model: ModelName,
-    metric: Annotated[str, typer.Option(help="one or several, by commas")] = "fid",
-    samples: Annotated[int, typer.Option(min=2)] = 5000,
+    metric: Annotated[str, typer.Option(help=f"one or several, by commas: {METRICS}")] = "fid",
+    samples: Annotated[int, typer.Option(min=2, help="to score, as many as a search's final table has")] = 2000,
     seed: Seed = 0,
     reference: Reference = None,
     features: Features = None,
@@ -119,14 +120,17 @@ def evaluate_command(
 
 
 def _cost(kept: dict[str, float], every: dict[str, float], time: Timing | None) -> str:
-    """What a sample costs, of what it would with the whole network."""
+    """What a sample costs; where layers are left out, of what it would with the whole network."""
     from autodiffusion._spaces.costs import short
+
+    def share(cost: str, whole: str, unit: str, ratio: float) -> str:
+        return f"{cost} {unit}" if kept == every else f"{cost} of {whole} {unit} ({100 * ratio:.1f} %)"
 
     names = {"layers": "layers", "macs": "MACs"}
     parts = [
-        f"{cost:,.0f} of {every[unit]:,.0f} {names[unit]} ({cost / every[unit]:.1%})" for unit, cost in kept.items()
+        share(f"{cost:,.0f}", f"{every[unit]:,.0f}", names[unit], cost / every[unit]) for unit, cost in kept.items()
     ]
     if time:
         ms, low, high, whole = (short(value) for value in (time.ms, time.low, time.high, time.ms_whole))
-        parts.append(f"{ms} [{low}, {high}] of {whole} ms ({time.ratio:.1%})")
+        parts += [share(ms, whole, "ms", time.ratio), f"quartiles {low} and {high} ms"]
     return f"a sample costs {', '.join(parts)}"

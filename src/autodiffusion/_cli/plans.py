@@ -94,11 +94,19 @@ def _noise(model: str | None, schedule: str | None) -> NoiseSchedule:
 
 
 def _grid(name: str, noise: NoiseSchedule | None) -> Plan | None:
-    """The named grid ``name`` as a plan, where there is a noise schedule and that is what is named."""
+    """The named grid ``name`` as a plan, where that is what is named.
+
+    Raises:
+        InputError: it is, and there is no noise schedule.
+    """
     from autodiffusion._plans.grids import NAMED, grid, parse
 
-    if noise is None or name.partition(":")[0] not in NAMED:
+    if name.partition(":")[0] not in NAMED:
         return None
+    if noise is None:
+        raise InputError(
+            f"'{name}' is a grid, whose times depend on the noise schedule; give --sigmas, or evaluate or sample it"
+        )
     return Plan.of("ddim", grid(*parse(name), noise, continuous=True))
 
 

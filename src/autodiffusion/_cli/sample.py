@@ -34,7 +34,7 @@ def sample_command(
     plan: Annotated[str, typer.Argument(help="a plan's file, a published plan, or a grid such as uniform:4")],
     model: ModelName,
     out: Annotated[Path, typer.Option(help="PNG file")],
-    count: Annotated[int, typer.Option("-n", "--count", min=1, help="number of images")] = 64,
+    samples: Annotated[int, typer.Option("-n", "--samples", min=1, help="number of images")] = 64,
     seed: Seed = 0,
     compare: Annotated[
         str | None,
@@ -58,7 +58,8 @@ def sample_command(
     """Draws images of a plan or a named grid into one picture."""
     from autodiffusion._plans.grids import NAMED
     from autodiffusion._report import picture
-    from autodiffusion._sampling.sampling import nfe, sample
+    from autodiffusion._sampling.sampling import nfe
+    from autodiffusion._sampling.sampling import sample as sample_plan
     from autodiffusion._views.progress import Progress
 
     loaded = load_model(locals())
@@ -68,7 +69,10 @@ def sample_command(
         plans[whole] = load_plan(whole, loaded, solver, solver_option)
     check_writable(out)
     with Progress() as progress:
-        progress.phase("sample", count * sum(nfe(chosen, loaded) for chosen in plans.values()))
-        drawn = {name: sample(loaded, chosen, count, seed, batch_size, progress.tick) for name, chosen in plans.items()}
+        progress.phase("sample", samples * sum(nfe(chosen, loaded) for chosen in plans.values()))
+        drawn = {
+            name: sample_plan(loaded, chosen, samples, seed, batch_size, progress.tick)
+            for name, chosen in plans.items()
+        }
     picture(drawn, out)
     print(out)

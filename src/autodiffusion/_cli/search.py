@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from autodiffusion._cli._options import (
+    METRICS,
     MODELS,
     SOLVERS,
     Captions,
@@ -30,7 +31,7 @@ from autodiffusion._cli._options import (
 )
 from autodiffusion._cli._output import print_json, print_rows
 from autodiffusion._errors import InputError
-from autodiffusion._names import known
+from autodiffusion._plans.plan import Plan
 from autodiffusion._study.settings import Settings, read_yaml
 
 if TYPE_CHECKING:
@@ -54,9 +55,7 @@ def search_command(
     ] = None,
     solver: Annotated[str | None, typer.Option(help=SOLVERS)] = None,
     solver_option: SolverOption = None,
-    metric: Annotated[
-        str | None, typer.Option(help=f"{', '.join(known('metrics'))} or package.module:attribute")
-    ] = None,
+    metric: Annotated[str | None, typer.Option(help=METRICS)] = None,
     reference: Reference = None,
     features: Features = None,
     strategy: Annotated[
@@ -64,7 +63,8 @@ def search_command(
         typer.Option(help=usual(STRATEGIES, "strategy")),
     ] = None,
     strategy_option: Annotated[
-        list[str] | None, typer.Option("--strategy-option", help="NAME=VALUE, may be repeated")
+        list[str] | None,
+        typer.Option("--strategy-option", metavar="NAME=VALUE", help="an option of the strategy; may be repeated"),
     ] = None,
     population: Annotated[
         int | None, typer.Option(help=usual("evolution: candidates a generation", "population"))
@@ -100,7 +100,11 @@ def search_command(
     ] = None,
     candidates: Annotated[int | None, typer.Option(help=usual("random: candidates in all", "candidates"))] = None,
     budget: Annotated[
-        int | None, typer.Option(help="network evaluations times samples that the candidates may cost")
+        int | None,
+        typer.Option(
+            help="network evaluations times samples that the candidates may cost; the choice among the finalists and "
+            "the final table come on top"
+        ),
     ] = None,
     samples: Annotated[int | None, typer.Option(help=usual("for each candidate's score", "samples"))] = None,
     noise: Annotated[
@@ -128,12 +132,13 @@ def search_command(
         int | None, typer.Option(help="with --layers [1.5 times as many as --max-cost pays for, at least STEPS]")
     ] = None,
     free_end: Annotated[
-        bool | None, typer.Option("--free-end/--clean-end", help="search where the solver stops as well")
+        bool | None, typer.Option("--free-end/--no-free-end", help="search where the solver stops as well")
     ] = None,
     free_numbers: Annotated[
         bool | None,
         typer.Option(
-            "--free-numbers/--plain", help="search what the solver leaves open for each step as well [for gls, pfdiff]"
+            "--free-numbers/--no-free-numbers",
+            help="search what the solver leaves open for each step as well [for gls, pfdiff]",
         ),
     ] = None,
     finalists: Annotated[
@@ -142,7 +147,9 @@ def search_command(
     confirm_samples: Annotated[
         int | None, typer.Option(help=usual("for the figures on fresh noise", "confirm_samples"))
     ] = None,
-    teacher: Annotated[int | None, typer.Option(help="add a row of so many uniform steps to the final table")] = None,
+    teacher: Annotated[
+        int | None, typer.Option(help="add a row of so many uniform DDIM steps to the final table")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="of everything random")] = None,
     guidance_scale: Guidance = None,
     checkpoint: Checkpoint = None,
@@ -199,6 +206,12 @@ def search_command(
             options[key] = {**before, **added} if isinstance(before, dict) else before
     counts = _counts(options.pop("steps", None))
     where = str(config) if config else "search"
+    if "model" not in options:
+        raise InputError(
+            f"{where}: no model is given; name one, such as autodiffusion search mnist --steps 4 --out run"
+        )
+    if not counts:
+        raise InputError(f"{where}: --steps is missing; give the number of steps, such as --steps 4")
     from autodiffusion._evaluation.confirm import figure
     from autodiffusion._search.contest import search_solvers
     from autodiffusion._search.loop import search
@@ -226,6 +239,8 @@ def search_command(
         return print_json(shown[0] if len(counts) < 2 else {"out": str(out), "searches": shown})
     for folder, result in found.items():
         print_rows(result.rows, costs=bool(options.get("layers")))
+        if same := next((row["name"] for row in result.rows if _same(row, result.plan)), None):
+            print(f"found: the plan of {same}; nothing else was better on fresh noise. A larger --budget looks further")
         cost, metric = result.search_cost, result.plan.origin["metric"]
         if searched := next((row["searched"] for row in result.rows if "searched" in row), None):
             print(
@@ -237,6 +252,11 @@ def search_command(
             f"confirmation: {result.confirm_cost.evaluations:,}"
         )
         print(f"{folder / 'plan.json'}  {folder / 'grid.png'}  {folder / 'report.html'}")
+
+
+def _same(row: dict[str, Any], plan: Plan) -> bool:
+    """Whether a row of the table, other than the found plan's own, is of this plan."""
+    return row["name"] != "found" and Plan.model_validate(row["plan"]) == plan
 
 
 def _json(folder: Path, result: Result) -> dict[str, object]:

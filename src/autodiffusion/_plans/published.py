@@ -69,4 +69,8 @@ def read(name: str) -> Plan:
         return published()[name]
     if name.endswith(".json") or os.path.isfile(name):  # pathlib's fails on names that are too long
         return Plan.load(name)
+    if os.path.isdir(name):
+        inside = os.path.join(name, "plan.json")
+        remedy = f"give {inside}" if os.path.isfile(inside) else "give the file of a plan"
+        raise InputError(f"plan '{name}' is a folder; {remedy}")
     raise InputError(f"plan '{name}' is neither a file nor published {nearest(name, published())}")

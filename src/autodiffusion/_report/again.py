@@ -12,8 +12,8 @@ import yaml
 from autodiffusion._study.settings import Settings
 
 SWITCHES = {
-    "free_end": ("--free-end", "--clean-end"),
-    "free_numbers": ("--free-numbers", "--plain"),
+    "free_end": ("--free-end", "--no-free-end"),
+    "free_numbers": ("--free-numbers", "--no-free-numbers"),
 }
 """Options that are on or off or left to the solver: what says which."""
 WIDTH = 72

@@ -62,7 +62,7 @@ def search_solvers(
     if general and options.get("layers"):
         raise InputError(f"{where}: {GENERAL} does not leave out layers; leave it out of the solvers, or --layers")
     if general and options.get("free_numbers") is False:
-        raise InputError(f"{where}: {GENERAL} searches free numbers alone; leave it out of the solvers, or --plain")
+        raise InputError(f"{where}: {GENERAL} searches free numbers alone; leave out one of the two")
     each = None if budget is None else _each(budget, len(racing), general)
     options["budget"] = each
     if general:

@@ -126,7 +126,7 @@ def plan_of(name: str, model: Model, solver: str = "ddim", solver_options: dict[
         InputError: none of them; or the plan does not fit the model.
     """
     resolve("solvers", solver)  # one of the user's own is here from now on, for a plan that names it as well
-    if name in published() or Path(name).is_file() or name.endswith(".json"):
+    if name in published() or Path(name).exists() or name.endswith(".json"):
         plan = read(name)
         try:
             stretches(plan, model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -101,7 +102,8 @@ class Job:
         price = sum(evaluations(settings.steps)) * settings.samples  # builds the solver, which checks its options
         if settings.budget is not None and settings.budget < price:
             raise InputError(
-                f"budget = {settings.budget} is less than one candidate costs, {price} network evaluations"
+                f"budget = {settings.budget:,} is less than one candidate costs, {price:,} network evaluations times "
+                f"samples; give at least that, or fewer samples (--samples)"
             )
         samples = max(settings.samples, settings.confirm_samples)
         evaluator, source = prepare(model, settings.features, settings.reference, settings.batch_size, samples)
@@ -200,6 +202,10 @@ def free_numbers(settings: Settings, model: Model, options: dict[str, Option], f
     solver = build(settings.solver, model.schedule, options)
     wanted = solver.searched and not settings.layers if settings.free_numbers is None else settings.free_numbers
     free = solver.free(settings.steps, not free_end) if wanted else ()
+    if settings.free_numbers is None and solver.searched and settings.layers:
+        warnings.warn(
+            f"with --layers the free numbers of {settings.solver} are not searched, only its time steps", stacklevel=2
+        )
     if settings.free_numbers and not any(free):
         raise InputError(f"free_numbers: solver {settings.solver} leaves nothing open for {settings.steps} steps")
     if any(free) and settings.layers:

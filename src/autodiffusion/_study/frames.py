@@ -71,7 +71,7 @@ def html(rows: Rows, notes: Sequence[str] = ()) -> str:
         scores = [figure(row["scores"][name]) if name in row["scores"] else row["problem"] for name in metrics]
         plan = Plan.model_validate(row["plan"])
         cells.append([row["name"], row["nfe"], *scores, describe(plan) if len(plan.steps) <= SHORT else "..."])
-    return table(caption, ["schedule", "network evaluations", *metrics, "plan"], cells, notes)
+    return table(caption, ["plan", "network evaluations", *metrics, "time steps"], cells, notes)
 
 
 def _frame(rows: Rows) -> DataFrame:

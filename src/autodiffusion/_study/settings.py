@@ -183,10 +183,13 @@ class Settings(BaseModel):
             settings = cls.model_validate(filled | given)
         except ValidationError as error:
             raise one_line(error, where, cls.model_fields) from None
+        if "," in settings.metric:
+            raise InputError(f"{where}: metric: '{settings.metric}' are several; a search has one, evaluate takes more")
         for name in settings.starts:
             if name not in NAMED and name not in published() and not name.endswith(".json"):
                 raise InputError(
-                    f"{where}: starts: grid '{name}' is unknown {nearest(name, NAMED)}; a plan's file ends in .json"
+                    f"{where}: starts: grid '{name}' is unknown {nearest(name, NAMED)}; a plan's file "
+                    "ends in .json, and autodiffusion plans lists published ones"
                 )
         _check_layers(settings, where)
         return settings

@@ -62,7 +62,7 @@ def line(doing: Doing, now: float) -> str:
     note = f", {doing.note}" if doing.note else ""
     if not doing.total:
         return f"{doing.name}{part}"
-    left = f", about {seconds:.0f} s left" if (seconds := doing.left(now)) is not None else ""
+    left = f", at most about {seconds:.0f} s left" if (seconds := doing.left(now)) is not None else ""
     return f"{doing.name}{part}: {doing.sum:,} of at most {doing.total:,} evaluations{note}{left}"
 
 

@@ -67,7 +67,8 @@ def pretrained() -> Extractor:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ImportError as error:
         raise InputError(
-            f"features 'inception': {error}; install its packages with: pip install 'autodiffusion[inception]'"
+            f"features 'inception': {error}; install its packages with: pip install 'autodiffusion[inception]', "
+            "or name another network with --features"
         ) from None
     path = os.environ.get(WEIGHTS_VARIABLE)
     if path:

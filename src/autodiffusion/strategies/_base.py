@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import accumulate
 from typing import Any, ClassVar
 
@@ -140,6 +140,11 @@ def hopeful(losses: Mapping[Plan, float], errors: Mapping[Plan, float]) -> list[
     return sorted((plan for plan in good if plan not in far), key=lambda plan: losses[plan])
 
 
+def _options(name: str) -> set[str]:
+    """The options of one of our own strategies."""
+    return {field.name for field in fields(resolve("strategies", name)) if field.init}
+
+
 def build(
     name: str,
     space: SearchSpace,
@@ -153,6 +158,12 @@ def build(
     Raises:
         InputError: an unknown strategy or option, a value that it refuses, or it cannot leave out ``layers``.
     """
+    for option in options:
+        of = [other for other in known("strategies") if option in _options(other)]
+        if of and name in known("strategies") and name not in of:
+            raise InputError(
+                f"strategy {name}: option '{option}' is of strategy {' or '.join(of)}; give --strategy too"
+            )
     strategy: Strategy = with_options("strategies", name, options, space, starts, seed, layers)
     if layers is not None and not strategy.layered:
         able = [other for other in known("strategies") if resolve("strategies", other).layered]
