@@ -31,6 +31,7 @@ from autodiffusion._cli._options import (
 )
 from autodiffusion._cli._output import print_json, print_rows
 from autodiffusion._errors import InputError
+from autodiffusion._names import known
 from autodiffusion._plans.plan import Plan
 from autodiffusion._study.settings import Settings, read_yaml
 
