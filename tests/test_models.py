@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import json
 import logging
@@ -33,7 +32,7 @@ from scipy import stats
 from torch import Tensor
 
 from autodiffusion import InputError, Model, NoiseSchedule, Plan, load_model
-from autodiffusion._names import known
+from autodiffusion._names import known, modules
 from autodiffusion._plans.grids import grid
 from autodiffusion._sampling.sampling import Cost, walk
 from autodiffusion.models._model import NOISE, generator
@@ -521,7 +520,7 @@ def test_weights_that_do_not_fit_are_refused(damaged: Path, spoil: Callable[[Pat
 
 @pytest.mark.parametrize("name", known("models.diffusers"))
 def test_every_kind_of_network(name: str, tmp_path: Path) -> None:
-    file = importlib.import_module(f"autodiffusion.models.diffusers.{name}")
+    file = modules("models.diffusers")[name]
     given, *options = inspect.signature(file.model).parameters.values()
     assert given.name == "name"
     assert {"device", "dtype"} <= {option.name for option in options}

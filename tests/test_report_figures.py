@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import json
 import re
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from test_report import copied, finished, keep, ledger, of, parsed
 
 from autodiffusion import Plan
 from autodiffusion._errors import InputError
-from autodiffusion._names import known
+from autodiffusion._names import modules
 from autodiffusion._report import report, save_figures
 from autodiffusion._report.figures import Chart, charts
 from autodiffusion._report.figures.convergence import draw, table
@@ -31,7 +30,7 @@ from autodiffusion._search.loop import search
 from autodiffusion._study.standing import candidates
 from autodiffusion._study.study import read_events
 
-FILES = known("_report.figures")
+FILES = modules("_report.figures")
 
 __all__ = ["copied", "finished"]  # fixtures of the reports' tests
 
@@ -267,7 +266,7 @@ def test_measured_times_become_the_speed_up(copied: Path) -> None:
 
 
 def test_every_file_is_a_figure_of_some_search(finished: Path, layered: Path) -> None:
-    entries = {name: importlib.import_module(f"autodiffusion._report.figures.{name}").figure for name in FILES}
+    entries = {name: file.figure for name, file in FILES.items()}
     assert len({entry.place for entry in entries.values()}) == len(entries)
     runs = [Run.of(finished), Run.of(layered)]
     for name, entry in entries.items():
@@ -286,7 +285,7 @@ def test_every_file_is_a_figure_of_some_search(finished: Path, layered: Path) ->
 @pytest.mark.parametrize("name", FILES)
 def test_a_figure_is_left_out_of_a_search_that_has_not_begun(name: str, copied: Path) -> None:
     keep(copied, lambda event: False)
-    assert importlib.import_module(f"autodiffusion._report.figures.{name}").figure.chart(Run.of(copied)) is None
+    assert FILES[name].figure.chart(Run.of(copied)) is None
 
 
 # any run

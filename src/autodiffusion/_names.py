@@ -16,6 +16,7 @@ import math
 import pkgutil
 from collections.abc import Mapping
 from functools import cache
+from types import ModuleType
 from typing import Any
 
 from autodiffusion._errors import InputError, nearest
@@ -46,6 +47,15 @@ def _files(room: str) -> tuple[str, ...]:
     return tuple(sorted(name.replace("_pp", "++") for name in files if not name.startswith("_")))
 
 
+def modules(room: str) -> dict[str, ModuleType]:
+    """The files of a room, imported, by their names."""
+    return {name: _module(room, name) for name in known(room)}
+
+
+def _module(room: str, name: str) -> ModuleType:
+    return importlib.import_module(f"autodiffusion.{room}.{name.replace('++', '_pp')}")
+
+
 def resolve(room: str, name: str) -> Any:
     """The object that ``name`` stands for in ``room``.
 
@@ -65,7 +75,7 @@ def resolve(room: str, name: str) -> Any:
         return made
     if name not in known(room):
         raise InputError(f"{noun} '{name}' is unknown {nearest(name, known(room))}, or give package.module:attribute")
-    return getattr(importlib.import_module(f"autodiffusion.{room}.{name.replace('++', '_pp')}"), noun)
+    return getattr(_module(room, name), noun)
 
 
 def own(name: str, noun: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -11,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from autodiffusion._errors import InputError
-from autodiffusion._names import known
+from autodiffusion._names import modules
 
 
 @dataclass(frozen=True)
@@ -87,8 +86,7 @@ def _name(cls: type) -> str:
 
 @cache
 def _built_in() -> tuple[Rule, ...]:
-    files = (importlib.import_module(f"autodiffusion.layers.{name}") for name in known("layers"))
-    return tuple(rule for file in files for rule in file.rules)
+    return tuple(rule for file in modules("layers").values() for rule in file.rules)
 
 
 def rule_for(module: nn.Module) -> Rule | None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from autodiffusion._names import known
+from autodiffusion._names import modules
 from autodiffusion._report.run import Run
 from autodiffusion._report.tables import Table
 
@@ -49,7 +48,7 @@ class Entry(NamedTuple):
 
 def charts(run: Run) -> Iterator[Chart]:
     """The figures that a search has data for, in the order of the page."""
-    files = (importlib.import_module(f"{__package__}.{name}") for name in known("_report.figures"))
-    for entry in sorted((file.figure for file in files), key=lambda entry: entry.place):
+    entries = [file.figure for file in modules("_report.figures").values()]
+    for entry in sorted(entries, key=lambda entry: entry.place):
         if made := entry.chart(run):
             yield made

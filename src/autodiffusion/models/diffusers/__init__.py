@@ -6,14 +6,11 @@ name that makes a Model, of the keywords of :func:`autodiffusion.models._load.lo
 
 from __future__ import annotations
 
-import importlib
-
-from autodiffusion._names import known
+from autodiffusion._names import modules
 
 ROOM = "models.diffusers"
 
 
 def by_network() -> dict[str, str]:
     """Of each class of networks that is known, the file it is loaded by."""
-    files = {name: importlib.import_module(f"{__name__}.{name}") for name in known(ROOM)}
-    return {network: name for name, file in files.items() for network in file.networks}
+    return {network: name for name, file in modules(ROOM).items() for network in file.networks}
