@@ -44,6 +44,10 @@ STRATEGIES = (
 )
 
 
+OF_PARTS = ("strategy_option", "solver_option", "model_option")
+"""Options that hold those of a part, and may be repeated."""
+
+
 def search_command(
     model: Annotated[str | None, typer.Argument(help=MODELS)] = None,
     out: Annotated[Path | None, typer.Option(help="folder of the run; an unfinished search there is resumed")] = None,
@@ -182,29 +186,18 @@ def search_command(
     if out is None:
         raise InputError("--out is missing; give the folder in which the run is kept")
     options = read_yaml(config) if config else {}
-    of_strategy = (
-        "population",
-        "generations",
-        "parents",
-        "mutations",
-        "crossovers",
-        "mutation_probability",
-        "initial_mutations",
-        "initial_mutation_probability",
-        "mutation_scale",
-        "candidates",
-    )
-    extra = {name: given.pop(name) for name in of_strategy if name in given}
-    extra |= pairs(given.pop("strategy_option", None), "--strategy-option")
-    own = pairs(given.pop("solver_option", None), "--solver-option")
-    of_model = pairs(given.pop("model_option", None), "--model-option")
+    named = {name: pairs(given.pop(name, None), f"--{name.replace('_', '-')}") for name in OF_PARTS}
+    # what is no setting of a search is an option of its strategy
+    named["strategy_option"] = {
+        name: given.pop(name) for name in [*given] if name not in Settings.model_fields
+    } | named["strategy_option"]
     if "starts" in given:
         given["starts"] = [name for name in given["starts"].split(",") if name]
     options |= given
-    for key, added in (("strategy_options", extra), ("solver_options", own), ("model_options", of_model)):
+    for name, added in named.items():
         if added:
-            before = options.get(key, {})
-            options[key] = {**before, **added} if isinstance(before, dict) else before
+            before = options.get(f"{name}s", {})
+            options[f"{name}s"] = {**before, **added} if isinstance(before, dict) else before
     counts = _counts(options.pop("steps", None))
     where = str(config) if config else "search"
     if "model" not in options:
