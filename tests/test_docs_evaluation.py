@@ -17,7 +17,7 @@ def test_the_table_is_that_of_the_rows() -> None:
         if (row["samples"], row["seed"]) == (2000, 1)
     }
     shown = re.findall(r"^\| (\S+) \| (\d+) \| (.*) \|$", PAGE, re.MULTILINE)
-    assert [name for name, _, _ in shown] == ["uniform:4", "uniform:10", "uniform:50", "gls-4"]
+    assert [name for name, _, _ in shown] == ["uniform:4", "uniform:10", "uniform:50", "gls-4", "gls-6"]
     for name, nfe, cells in shown:
         scores = list(rows[name]["scores"].values())[:5]
         assert int(nfe) == rows[name]["nfe"]
