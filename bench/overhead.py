@@ -86,7 +86,7 @@ class Clock(Quiet):
         self.spent[key] = (before[0] + time_now[0] - self.last[0], before[1] + time_now[1] - self.last[1])
         self.last = time_now
 
-    def phase(self, name: str, total: int) -> None:
+    def phase(self, name: str, total: int, unit: str = "evaluations") -> None:
         self.book()
         self.phase_name = name
 

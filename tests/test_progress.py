@@ -77,6 +77,7 @@ def test_a_line_says_which_search_and_what_is_known() -> None:
     text = "search (4 steps (1 of 3)): 500 of at most 1,000 evaluations"
     assert line(doing, 20.0) == f"{text}, {BEST}, at most about 50 s left"
     assert line(Doing("search", "", 1000), 20.0) == "search: 0 of at most 1,000 evaluations"
+    assert line(Doing("reference", total=300, unit="images"), 20.0) == "reference: 0 of at most 300 images"
 
 
 # where it is shown

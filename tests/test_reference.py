@@ -90,6 +90,18 @@ def test_a_folder_an_array_and_the_features_themselves_give_the_same_reference(t
             assert found.extractor == "corners"
 
 
+def test_it_is_told_how_many_images_have_their_features(tmp_path: Path) -> None:
+    told: list[int] = []
+
+    def begin(count: int) -> Callable[[int], None]:
+        told.append(count)
+        return told.append
+
+    extractor = Extractor(nn.Flatten(), "flat", batch_size=4)
+    load(folder(tmp_path / "images", pixels(10)), extractor, begin=begin)
+    assert told == [10, 4, 4, 2]
+
+
 def test_folders_are_read_deep_in_order_and_in_the_mode_of_the_first(tmp_path: Path) -> None:
     grey = pixels(3, channels=1)
     root = folder(tmp_path / "a", grey)

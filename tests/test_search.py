@@ -230,7 +230,7 @@ class Counting(Quiet):
     def __init__(self) -> None:
         self.phases: dict[str, list[int]] = {}
 
-    def phase(self, name: str, total: int) -> None:
+    def phase(self, name: str, total: int, unit: str = "evaluations") -> None:
         self.phases[name] = [0, total]
         self.now = name
 

@@ -90,7 +90,8 @@ def evaluate_command(
     chosen = load_plan(plan, loaded, solver, solver_option)
     evaluator, source = prepare(loaded, features, reference, batch_size, samples)
     metrics = [name.strip() for name in metric.split(",") if name.strip()]
-    reference_found = check_source(source, evaluator, metrics)
+    with Progress() as progress:
+        reference_found = check_source(source, evaluator, metrics, progress)
     if difference := other_guidance(chosen, loaded):
         print(f"autodiffusion: {difference}", file=sys.stderr)
     evaluations, time = nfe(chosen, loaded), None
@@ -104,7 +105,7 @@ def evaluate_command(
         if row.problem:
             raise RunError(f"{plan}: {row.problem}")
         if timed:
-            progress.phase("time", 0)
+            progress.phase("measuring how long sampling takes", 0)
             [time] = plan_times(loaded, [chosen], min(batch_size, samples))
     content = row.to_json()
     shown = {key: content[key] for key in ("plan", "samples", "seed", "nfe", "scores")}

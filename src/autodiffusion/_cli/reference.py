@@ -49,7 +49,7 @@ def reference_command(
 ) -> None:
     """Computes the features and statistics that samples are compared with, once, into one file."""
     from autodiffusion._references.reference import load as load_reference
-    from autodiffusion._search.inputs import find_reference, prepare
+    from autodiffusion._search.inputs import find_reference, prepare, reading
     from autodiffusion._views.progress import Progress
     from autodiffusion.features._base import load as load_features
 
@@ -59,7 +59,8 @@ def reference_command(
     if model is None:
         if source.startswith("teacher:"):
             raise InputError(f"reference '{source}' needs --model, whose samples it is made of")
-        found = load_reference(source, load_features(features or "inception", device))
+        with Progress() as progress:
+            found = load_reference(source, load_features(features or "inception", device), begin=reading(progress))
     else:
         loaded = load_model(locals())
         evaluator, _ = prepare(loaded, features, source, batch_size)

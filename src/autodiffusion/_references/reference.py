@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -163,6 +163,10 @@ class Reference:
         os.replace(partial, path)
 
 
+Begin = Callable[[int], Callable[[int], None]]
+"""Told how many images there are; gives what is told how many more are done."""
+
+
 def _statistics(vectors: Tensor) -> tuple[Floats, Floats]:
     """Mean ``[D]`` and covariance ``[D, D]``, with N - 1, of ``[N, D]`` features."""
     values = vectors.double().numpy()
@@ -171,7 +175,9 @@ def _statistics(vectors: Tensor) -> tuple[Floats, Floats]:
     return mean, centred.T @ centred / (len(values) - 1)
 
 
-def load(source: Path | str, extractor: Extractor, shape: Sequence[int] | None = None) -> Reference:
+def load(
+    source: Path | str, extractor: Extractor, shape: Sequence[int] | None = None, begin: Begin | None = None
+) -> Reference:
     """The reference that ``source`` holds, for features of ``extractor``.
 
     Args:
@@ -183,6 +189,7 @@ def load(source: Path | str, extractor: Extractor, shape: Sequence[int] | None =
             reference batch of guided-diffusion, and belongs to the ``inception`` features.
         extractor: computes the features of images. Statistics and features must have been made with the same network.
         shape: ``[C, H, W]`` of the generated images, to find the number of features of a network that does not tell.
+        begin: told of how many images the features are computed; gives what is told of their progress.
 
     Raises:
         InputError: the source cannot be read, holds none of these, is damaged or larger than 8 GiB, or was made with
@@ -191,7 +198,7 @@ def load(source: Path | str, extractor: Extractor, shape: Sequence[int] | None =
     path = Path(source)
     if os.path.isdir(path):  # pathlib's fails on names that are too long
         images = folder(path)
-        return Reference.of(extractor(images), extractor.name, images, path.name)
+        return Reference.of(_features(images, extractor, begin), extractor.name, images, path.name)
     if not os.path.isfile(path):
         raise InputError(f"{path}: does not exist; give a folder of images or an .npz file")
     arrays = Arrays(path)
@@ -205,7 +212,7 @@ def load(source: Path | str, extractor: Extractor, shape: Sequence[int] | None =
         reference = Reference.of(Features(vectors), None, name=path.stem)
     else:
         images = pixels(arrays)
-        reference = Reference.of(extractor(images), extractor.name, images, path.stem)
+        reference = Reference.of(_features(images, extractor, begin), extractor.name, images, path.stem)
     if reference.extractor not in (None, extractor.name):
         raise InputError(
             f"{path}: was made with features '{reference.extractor}', not '{extractor.name}'; "
@@ -218,6 +225,10 @@ def load(source: Path | str, extractor: Extractor, shape: Sequence[int] | None =
             "make the reference again from images"
         )
     return reference
+
+
+def _features(images: Tensor, extractor: Extractor, begin: Begin | None) -> Features:
+    return extractor(images, begin(len(images)) if begin else None)
 
 
 def _published(arrays: Arrays, extractor: Extractor) -> Reference:

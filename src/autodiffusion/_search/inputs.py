@@ -11,9 +11,9 @@ from autodiffusion._names import resolve
 from autodiffusion._plans.grids import NAMED, grid, parse
 from autodiffusion._plans.plan import Option, Plan
 from autodiffusion._plans.published import published, read
-from autodiffusion._references.reference import Reference
+from autodiffusion._references.reference import Begin, Reference
 from autodiffusion._references.reference import load as load_reference
-from autodiffusion._sampling.sampling import stretches
+from autodiffusion._sampling.sampling import Tick, stretches
 from autodiffusion._views.progress import Quiet
 from autodiffusion.features._base import load as load_extractor
 from autodiffusion.metrics._build import build
@@ -51,7 +51,20 @@ def prepare(
     return Evaluator(model, load_extractor(features or model.features, model.device), batch_size), source
 
 
-def check_source(source: str, evaluator: Evaluator, metrics: Sequence[str]) -> Reference | None:
+def reading(progress: Quiet | None) -> Begin:
+    """What is told of a reference's images while their features are computed: a phase of ``progress``."""
+    progress = progress or Quiet()
+
+    def begin(count: int) -> Tick:
+        progress.phase("reference", count, "images")
+        return progress.tick
+
+    return begin
+
+
+def check_source(
+    source: str, evaluator: Evaluator, metrics: Sequence[str], progress: Quiet | None = None
+) -> Reference | None:
     """The reference, if it exists already, with the metrics checked against it; ``None`` for a teacher's, made later.
 
     Raises:
@@ -60,7 +73,7 @@ def check_source(source: str, evaluator: Evaluator, metrics: Sequence[str]) -> R
     if not metrics:
         raise InputError("no metric is named; give one such as fid")
     if parse_teacher(source, evaluator.model) is None:
-        reference = load_reference(source, evaluator.extractor)
+        reference = load_reference(source, evaluator.extractor, begin=reading(progress))
         for name in metrics:
             evaluator.check(build(name, reference))
         return reference
@@ -80,7 +93,7 @@ def find_reference(source: str, evaluator: Evaluator, progress: Quiet | None = N
     """
     parsed = parse_teacher(source, evaluator.model)
     if parsed is None:
-        return load_reference(source, evaluator.extractor)
+        return load_reference(source, evaluator.extractor, begin=reading(progress))
     steps, samples = parsed
     progress = progress or Quiet()
     progress.phase("teacher", steps * samples)

@@ -69,7 +69,13 @@ class Job:
     whole_steps: int
 
     @classmethod
-    def of(cls, settings: Settings, model: Model | None = None, times: Costs | None = None) -> Job:
+    def of(
+        cls,
+        settings: Settings,
+        model: Model | None = None,
+        times: Costs | None = None,
+        progress: Quiet | None = None,
+    ) -> Job:
         """The job that ``settings`` describe.
 
         Args:
@@ -107,7 +113,7 @@ class Job:
             )
         samples = max(settings.samples, settings.confirm_samples)
         evaluator, source = prepare(model, settings.features, settings.reference, settings.batch_size, samples)
-        reference = check_source(source, evaluator, [settings.metric, REPORTED])
+        reference = check_source(source, evaluator, [settings.metric, REPORTED], progress)
         _check_samples(settings, evaluator, reference)
         if settings.teacher:
             teacher_plan(model, settings.teacher)

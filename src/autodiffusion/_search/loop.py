@@ -102,7 +102,7 @@ def search(
         KeyboardInterrupt: asked for; called again, the search goes on.
     """
     progress = progress or Quiet()
-    with _opened(settings, out, model, times, workers) as (job, study, crew):
+    with _opened(settings, out, model, times, workers, progress) as (job, study, crew):
         with patient(), Watch(study, job.evaluator.model, progress):
             if not study.of_kind("confirm"):
                 job, kept = keeping(job, study, crew)
@@ -135,7 +135,7 @@ def explore(
         it may cost more than what is found. ``None`` if no candidate has a score.
     """
     progress = progress or Quiet()
-    with _opened(settings, out, model, times, workers) as (job, study, crew):
+    with _opened(settings, out, model, times, workers, progress) as (job, study, crew):
         with patient(), Watch(study, job.evaluator.model, progress):
             job, kept = keeping(job, study, crew)
             metric, _ = _score(job, study, progress, share)
@@ -146,12 +146,19 @@ def explore(
 
 @contextmanager
 def _opened(
-    settings: Settings, out: Path, model: Model | None, times: Costs | None, workers: Workers | None
+    settings: Settings,
+    out: Path,
+    model: Model | None,
+    times: Costs | None,
+    workers: Workers | None,
+    progress: Quiet,
 ) -> Iterator[tuple[Job, Study, Workers | None]]:
     """What the search in ``out`` works with, its study, and who samples; what is unusable is found before it writes."""
     if settings.tensorboard:
         tensorboard.check()
-    job = Job.of(settings, model, load_times(out / TIMES) or times)
+    job = Job.of(settings, model, load_times(out / TIMES) or times, progress)
+    if workers is None and (settings.workers or settings.ray_address):
+        progress.phase("starting the workers", 0)
     with at_work(job, out, workers) as crew, Study(out, job.settings) as study:
         yield job, study, crew
 

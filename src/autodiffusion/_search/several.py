@@ -43,7 +43,7 @@ def search_several(
     model, times = None, load_times(out / str(counts[0]) / TIMES)
     for count in counts:
         share = None if budget is None else _share(budget, count, counts)
-        job = Job.of(Settings.of(where, steps=count, budget=share, **options), model, times)
+        job = Job.of(Settings.of(where, steps=count, budget=share, **options), model, times, progress)
         model, times = job.evaluator.model, job.times
     results: dict[int, Result] = {}
     left = budget

@@ -38,7 +38,7 @@ def show(model: Model, settings: Settings, rows: Sequence[Mapping[str, Any]], ou
     if not (out / GRID).exists():
         _picture(model, settings, plans, out / GRID, progress)
     if not (out / SAMPLING_TIMES).exists():
-        progress.phase("time", 0)
+        progress.phase("measuring how long sampling takes", 0)
         _time(model, settings.batch_size, plans, out / SAMPLING_TIMES)
 
 

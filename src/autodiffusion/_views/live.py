@@ -35,6 +35,7 @@ class Doing:
         done: network evaluations since then; ``before`` those of a search that was interrupted.
         note: what is best so far, in a few words.
         standing: of the search, where there is one.
+        unit: what ``total`` and ``done`` count, where it is not network evaluations.
     """
 
     name: str = ""
@@ -45,6 +46,7 @@ class Doing:
     before: int = 0
     note: str = ""
     standing: Standing | None = None
+    unit: str = "evaluations"
 
     @property
     def sum(self) -> int:
@@ -63,12 +65,12 @@ def line(doing: Doing, now: float) -> str:
     if not doing.total:
         return f"{doing.name}{part}"
     left = f", at most about {seconds:.0f} s left" if (seconds := doing.left(now)) is not None else ""
-    return f"{doing.name}{part}: {doing.sum:,} of at most {doing.total:,} evaluations{note}{left}"
+    return f"{doing.name}{part}: {doing.sum:,} of at most {doing.total:,} {doing.unit}{note}{left}"
 
 
 def ended(doing: Doing, now: float) -> str:
     """What is left to be said of a part of the work that is over."""
-    said = [doing.name, doing.part, f"{doing.sum:,} evaluations" if doing.sum else "", clock(now - doing.started)]
+    said = [doing.name, doing.part, f"{doing.sum:,} {doing.unit}" if doing.sum else "", clock(now - doing.started)]
     return ", ".join(filter(None, [*said, doing.note]))
 
 
@@ -85,7 +87,7 @@ def panel(doing: Doing, now: float) -> RenderableType:
     head.add_row(
         Text(doing.name),
         ProgressBar(max(1, doing.total), min(doing.sum, doing.total)),
-        f"{doing.sum:,}/{doing.total:,} evaluations" if doing.total else "",
+        f"{doing.sum:,}/{doing.total:,} {doing.unit}" if doing.total else "",
         clock(now - doing.started),
         "" if left is None else f"{clock(left)} left",
     )

@@ -24,8 +24,8 @@ class Quiet:
     def part(self, name: str) -> None:
         """Says which of several searches the phases from now on belong to: ``solver ddim (1 of 3)``."""
 
-    def phase(self, name: str, total: int) -> None:
-        """Begins a part of the work that takes about ``total`` network evaluations."""
+    def phase(self, name: str, total: int, unit: str = "evaluations") -> None:
+        """Begins a part of the work that takes at most ``total`` network evaluations, or so many of another unit."""
 
     def before(self, evaluations: int) -> None:
         """So many of the phase just begun were done before, by a search that was interrupted."""
@@ -73,10 +73,10 @@ class Progress(Quiet):
         """Progress beside the phases that follow."""
         self._part = name
 
-    def phase(self, name: str, total: int) -> None:
+    def phase(self, name: str, total: int, unit: str = "evaluations") -> None:
         """Begins a part of the work; a line of the one before stays."""
         self._end()
-        self._doing = Doing(name, self._part, total, time.monotonic(), standing=self._doing.standing)
+        self._doing = Doing(name, self._part, total, time.monotonic(), standing=self._doing.standing, unit=unit)
         self._show()
 
     def before(self, evaluations: int) -> None:

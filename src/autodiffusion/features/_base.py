@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -75,8 +75,11 @@ class Extractor:
         self.module.to(self.device).eval()
 
     @torch.inference_mode()
-    def __call__(self, images: Tensor) -> Features:
+    def __call__(self, images: Tensor, tick: Callable[[int], None] | None = None) -> Features:
         """The features of uint8 images ``[N, C, H, W]``, on the CPU.
+
+        Args:
+            tick: told how many more images are done, now and then.
 
         Raises:
             InputError: images of another type or shape than the network takes, or a result that is not as described.
@@ -85,7 +88,12 @@ class Extractor:
             raise InputError(
                 f"features '{self.name}': images must be uint8 [N, C, H, W], not {images.dtype} {list(images.shape)}"
             )
-        return Features.cat([self._batch(batch) for batch in torch.split(images, self.batch_size)])
+        parts = []
+        for batch in torch.split(images, self.batch_size):
+            parts.append(self._batch(batch))
+            if tick:
+                tick(len(batch))
+        return Features.cat(parts)
 
     def _batch(self, images: Tensor) -> Features:
         batch = images.to(self.device)
