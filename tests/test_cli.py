@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -20,9 +21,11 @@ import yaml
 from conftest import Command, Done
 from PIL import Image
 from pydantic import BaseModel, field_serializer
+from typer.main import get_command
 
-from autodiffusion import Plan
+from autodiffusion import Plan, Settings
 from autodiffusion import _cli as cli
+from autodiffusion._cli._help import GROUPS
 from autodiffusion._references.reference import load as load_reference
 
 TESTS = Path(__file__).parent
@@ -397,6 +400,27 @@ def test_help_is_no_error(command: Command) -> None:
     for verb in ("search", "evaluate", "sample", "reference", "report"):
         assert verb in done.out
         assert command(f"{verb} --help").status == 0
+
+
+def test_help_has_every_option_once_in_its_group(command: Command) -> None:
+    text = command("search --help").out
+    options = [option for parameter in get_command(cli.app).commands["search"].params for option in parameter.opts]  # type: ignore[attr-defined]
+    for option in options:
+        if option.startswith("--"):
+            assert len(re.findall(rf"^  {option}\b(?!-)", text, re.MULTILINE)) == 1, option
+    headings = [heading for heading in GROUPS if f"{heading}:\n" in text]
+    assert headings == list(GROUPS)
+    assert (
+        text.index("The model:") < text.index("--checkpoint") < text.index("Where it runs:") < text.index("--workers")
+    )
+    assert "The search:" not in command("sample --help").out  # a group of one is none
+
+
+def test_help_says_what_is_done_where_nothing_is_said(command: Command) -> None:
+    text = " ".join(command("search --help").out.split())
+    for option, default in (("solver", "ddim"), ("metric", "fid"), ("batch_size", 128), ("device", "cpu"), ("seed", 0)):
+        assert Settings.model_fields[option].default == default
+        assert f"[{default}]" in text.partition(f"--{option.replace('_', '-')} ")[2].partition(" --")[0]
 
 
 @pytest.mark.usefixtures("plain")

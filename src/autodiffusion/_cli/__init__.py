@@ -13,6 +13,7 @@ import typer
 from pydantic import ValidationError
 
 from autodiffusion import __version__
+from autodiffusion._cli._help import Grouped
 from autodiffusion._cli.evaluate import evaluate_command
 from autodiffusion._cli.layers import layers_command
 from autodiffusion._cli.plans import plans_command
@@ -44,12 +45,12 @@ def _options(
     """Finds at which few time steps to sample a pretrained diffusion model, without training."""
 
 
-app.command("search")(search_command)
-app.command("evaluate")(evaluate_command)
-app.command("sample")(sample_command)
+app.command("search", cls=Grouped)(search_command)
+app.command("evaluate", cls=Grouped)(evaluate_command)
+app.command("sample", cls=Grouped)(sample_command)
 app.command("layers")(layers_command)
 app.command("plans")(plans_command)
-app.command("reference")(reference_command)
+app.command("reference", cls=Grouped)(reference_command)
 app.command("report")(report_command)
 
 

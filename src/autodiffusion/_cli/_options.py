@@ -14,7 +14,7 @@ from autodiffusion._errors import InputError
 from autodiffusion._names import known
 from autodiffusion._plans.grids import NAMED
 from autodiffusion._plans.plan import Plan
-from autodiffusion._study.settings import OF_MODEL, PRESETS
+from autodiffusion._study.settings import OF_MODEL, PRESETS, Settings
 from autodiffusion.models._model import Model
 from autodiffusion.strategies.evolution import Evolution
 from autodiffusion.strategies.random import Random
@@ -83,7 +83,8 @@ def usual(text: str, name: str) -> str:
     """A help text with what each preset has for the option called ``name``."""
     values = []
     for preset in PRESETS.values():
-        own = vars(Evolution) | vars(Random) | preset | preset["evolution"]
+        fields = {field: about.default for field, about in Settings.model_fields.items()}
+        own = fields | vars(Evolution) | vars(Random) | preset | preset["evolution"]
         value = own[name]
         value = "every named grid" if value == list(NAMED) else value
         values.append(",".join(value) if isinstance(value, list) else str(value))

@@ -58,9 +58,9 @@ def search_command(
     steps: Annotated[
         str | None, typer.Option(help="number of steps; several by commas, each gets a folder of OUT")
     ] = None,
-    solver: Annotated[str | None, typer.Option(help=SOLVERS)] = None,
+    solver: Annotated[str | None, typer.Option(help=usual(SOLVERS, "solver"))] = None,
     solver_option: SolverOption = None,
-    metric: Annotated[str | None, typer.Option(help=METRICS)] = None,
+    metric: Annotated[str | None, typer.Option(help=usual(METRICS, "metric"))] = None,
     reference: Reference = None,
     features: Features = None,
     strategy: Annotated[
@@ -108,7 +108,7 @@ def search_command(
         int | None,
         typer.Option(
             help="network evaluations times samples that the candidates may cost; the choice among the finalists and "
-            "the final table come on top"
+            "the final table come on top [ladder: that of 100 candidates]"
         ),
     ] = None,
     samples: Annotated[int | None, typer.Option(help=usual("for each candidate's score", "samples"))] = None,
@@ -119,7 +119,7 @@ def search_command(
         str | None,
         typer.Option(help=usual("named grids, plan files and published plans to begin with, by commas", "starts")),
     ] = None,
-    gap: Annotated[int | None, typer.Option(help="smallest distance between two time steps")] = None,
+    gap: Annotated[int | None, typer.Option(help=usual("smallest distance between two time steps", "gap"))] = None,
     layers: Annotated[
         bool | None, typer.Option("--layers", help="leave out layers of the network at each step")
     ] = None,
@@ -155,7 +155,7 @@ def search_command(
     teacher: Annotated[
         int | None, typer.Option(help="add a row of so many uniform DDIM steps to the final table")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="of everything random")] = None,
+    seed: Annotated[int | None, typer.Option(help=usual("of everything random", "seed"))] = None,
     guidance_scale: Guidance = None,
     checkpoint: Checkpoint = None,
     classifier: Classifier = None,
@@ -164,11 +164,13 @@ def search_command(
     classes: Classes = None,
     null_class: NullClass = None,
     schedule: Schedule = None,
-    batch_size: Annotated[int | None, typer.Option(help="samples in a noise block; scores do not depend on it")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help=usual("samples in a noise block; scores do not depend on it", "batch_size"))
+    ] = None,
+    device: Annotated[str | None, typer.Option(help=usual("cpu, cuda, cuda:1 ...", "device"))] = None,
+    dtype: Annotated[str | None, typer.Option(help=usual("float32, float16 or bfloat16", "dtype"))] = None,
     cache_mb: Annotated[
-        int | None, typer.Option(help="memory for what candidates have in common, in MiB [1024]")
+        int | None, typer.Option(help=usual("memory for what candidates have in common, in MiB", "cache_mb"))
     ] = None,
     threads: Annotated[int | None, typer.Option(help="of the CPU, 0 leaves it to torch")] = None,
     workers: Workers = None,
