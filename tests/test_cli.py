@@ -383,6 +383,13 @@ def test_a_command_that_cannot_be_done_writes_nothing(
 
 
 @pytest.mark.usefixtures("plain")
+def test_a_search_that_finds_a_grid_says_so(command: Command, real_images: Path) -> None:
+    few = f"--reference {real_images} --samples 24 --confirm-samples 60 --budget 48 --out run"
+    done = command(f"search small:model --steps 2 --strategy random --candidates 1 --starts uniform {few}")
+    assert "\nfound: the plan of uniform; nothing else was better on fresh noise." in done.out
+
+
+@pytest.mark.usefixtures("plain")
 def test_a_run_of_another_search_is_left_alone(command: Command, real_images: Path, tmp_path: Path) -> None:
     line = f"search small:model --steps 2 --reference {real_images} {FEW} --out run"
     assert command(line).status == 0

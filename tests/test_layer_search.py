@@ -48,6 +48,12 @@ def settings(images: Path, **given: Any) -> Settings:
     return Settings.of(**{**plain, **given})
 
 
+def test_free_numbers_that_are_not_searched_with_layers_are_told(real_images: Path) -> None:
+    with pytest.warns(UserWarning, match="free numbers of gls are not searched, only its time steps"):
+        job = Job.of(settings(real_images, solver="gls", max_cost="60%"))
+    assert not job.space.numbers
+
+
 @pytest.fixture
 def run(real_images: Path, tmp_path: Path, plain: None) -> Search:
     """Searches the small model with layers."""

@@ -245,12 +245,12 @@ def test_the_front_of_layers_is_in_what_a_sample_costs(layered: Path) -> None:
 
 
 def test_measured_times_become_the_speed_up(copied: Path) -> None:
-    ms = {"found": [7, 7.5, 8], "uniform": [7.5, 8, 9], "teacher (30 steps)": [70, 75, 80]}
+    ms = {"found": [7, 7.5, 8], "uniform": [15, 16, 17], "teacher (30 steps)": [70, 75, 80]}
     kept = copied / "sampling_times.json"
     kept.write_text(json.dumps({"device": "abacus", "batch_size": 12, "ms": ms}))
     page = parsed(copied)
     said = "A sample takes 7.5 ms on abacus in batches of 12: 10 times as fast as the teacher (30 steps)."
-    assert said in page.text("p")  # uniform steps are not slower by more than the measurement differs
+    assert said in page.text("p")  # uniform steps are as many: they do the same work, whatever the machine did
     cells = {row[0]: row[4] for row in page.rows}
     assert cells["teacher (30 steps)"] == "75 [70, 80]"
     kept.write_text(json.dumps({"device": "abacus", "batch_size": 12, "ms": ms | {"teacher (30 steps)": [7, 7, 7]}}))
