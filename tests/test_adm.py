@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from autodiffusion import InputError, Model, NoiseSchedule, Plan
 from autodiffusion._plans.plan import Step
 from autodiffusion._sampling.sampling import Beginnings, Cost, walk
-from autodiffusion.models._adm import ADM, adm_unet, empty_adm_unet
+from autodiffusion.models._adm.network import ADM, adm_unet, empty_adm_unet
 from autodiffusion.models.adm import PRESETS
 
 GOLDEN = Path(__file__).parent / "golden"

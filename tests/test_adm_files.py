@@ -18,8 +18,8 @@ from autodiffusion import InputError, NoiseSchedule, Plan, load_model
 from autodiffusion._references.reference import Reference
 from autodiffusion.features import Extractor
 from autodiffusion.layers._find import find
-from autodiffusion.models._adm import empty_adm_unet
-from autodiffusion.models._flags import Flags
+from autodiffusion.models._adm.flags import Flags
+from autodiffusion.models._adm.network import empty_adm_unet
 from autodiffusion.models.adm import PRESETS
 
 UNCONDITIONAL: dict[str, Any] = {

@@ -18,8 +18,8 @@ from autodiffusion._references.reference import Reference
 from autodiffusion._sampling.sampling import Beginnings, Cost, walk
 from autodiffusion.features import Extractor
 from autodiffusion.metrics.kl import KL
-from autodiffusion.models._adm import ADM, MisfitError
-from autodiffusion.models._classifier import classifier_of, empty_classifier
+from autodiffusion.models._adm.classifier import classifier_of, empty_classifier
+from autodiffusion.models._adm.network import ADM, MisfitError
 from autodiffusion.models.adm import PRESETS
 from autodiffusion.solvers._base import Guided, build, solve
 

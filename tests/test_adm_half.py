@@ -11,8 +11,8 @@ from test_adm import CASES, Plain, PlainClassifier, Recorded, SelfAttention
 from test_adm_guided import STATE, recorded_flags
 from torch import Tensor
 
-from autodiffusion.models._classifier import classifier_of
-from autodiffusion.models._half import cast_blocks
+from autodiffusion.models._adm.classifier import classifier_of
+from autodiffusion.models._adm.half import cast_blocks
 
 
 @pytest.fixture(scope="module", params=CASES)

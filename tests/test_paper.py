@@ -19,7 +19,7 @@ from test_text_to_image import TEXTS, made
 
 from autodiffusion import Plan, load_model
 from autodiffusion._report.mosaics import panels
-from autodiffusion.models._flags import Flags
+from autodiffusion.models._adm.flags import Flags
 from autodiffusion.strategies.evolution import Evolution
 from autodiffusion.strategies.random import Random
 from paper import pictures

@@ -18,7 +18,7 @@ from autodiffusion import InputError, NoiseSchedule, Plan, Settings
 from autodiffusion._plans.published import published, read
 from autodiffusion._search.job import Job
 from autodiffusion.layers._find import find
-from autodiffusion.models._adm import ADM, empty_adm_unet
+from autodiffusion.models._adm.network import ADM, empty_adm_unet
 from autodiffusion.solvers._base import build, solve
 
 # The lines of the appendix's text, and of the released scripts, as they stand there

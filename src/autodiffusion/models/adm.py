@@ -14,10 +14,10 @@ from torch import Tensor
 
 from autodiffusion._errors import InputError, nearest
 from autodiffusion._names import check_options
-from autodiffusion.models._adm import MisfitError, adm_unet
-from autodiffusion.models._classifier import classifier_of
-from autodiffusion.models._fitting import fitting
-from autodiffusion.models._flags import CLASSES, Flags
+from autodiffusion.models._adm.classifier import classifier_of
+from autodiffusion.models._adm.fitting import fitting
+from autodiffusion.models._adm.flags import CLASSES, Flags
+from autodiffusion.models._adm.network import MisfitError, adm_unet
 from autodiffusion.models._model import Model
 
 _LSUN = Flags(
@@ -65,7 +65,8 @@ def adm(
 ) -> Model:
     """The network of a checkpoint, guided by a classifier where one is given.
 
-    In half precision only the blocks are, as the checkpoints were meant to be used: see :func:`_half.cast_blocks`.
+    In half precision only the blocks are, as the checkpoints were meant to be used: see
+    :func:`autodiffusion.models._adm.half.cast_blocks`.
 
     Args:
         preset: whose flags it has; without one, guided-diffusion's defaults.
@@ -96,7 +97,7 @@ def adm(
         raise InputError(f"model '{name}' has no classes; leave --classes out, or give --model-option class_cond=true")
     guide: Any = None if classifier is None else _read(classifier, "classifier", flags, labels)
     if dtype != torch.float32:
-        from autodiffusion.models._half import cast_blocks
+        from autodiffusion.models._adm.half import cast_blocks
 
         cast_blocks(unet, dtype)
         if guide is not None:

@@ -7,7 +7,7 @@ from math import inf
 
 from autodiffusion._errors import InputError, nearest
 from autodiffusion._plans.schedule import NoiseSchedule
-from autodiffusion.models._adm import ADM
+from autodiffusion.models._adm.network import ADM
 
 MULTIPLIERS = {512: "0.5,1,1,2,2,4,4", 256: "1,1,2,2,4,4", 128: "1,1,2,3,4", 64: "1,2,3,4"}
 """Of each level, by the size of the image, where nothing is said."""

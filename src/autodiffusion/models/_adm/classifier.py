@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autodiffusion.models._adm import ADM, GROUPS, check_fits
+from autodiffusion.models._adm.network import ADM, GROUPS, check_fits
 
 
 class Classifier(nn.Module):

@@ -11,9 +11,9 @@ from typing import Any
 from torch import Tensor
 
 from autodiffusion._errors import InputError
-from autodiffusion.models._adm import GROUPS, adm_shapes, check_fits, empty_adm_unet
-from autodiffusion.models._classifier import empty_classifier
-from autodiffusion.models._flags import CLASSES, MULTIPLIERS, Flags
+from autodiffusion.models._adm.classifier import empty_classifier
+from autodiffusion.models._adm.flags import CLASSES, MULTIPLIERS, Flags
+from autodiffusion.models._adm.network import GROUPS, adm_shapes, check_fits, empty_adm_unet
 
 NAMES = (
     "num_channels",

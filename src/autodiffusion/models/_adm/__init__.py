@@ -1,0 +1,1 @@
+"""What models of guided-diffusion's checkpoints are made of: networks, classifier, flags, half precision."""
