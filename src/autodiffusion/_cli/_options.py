@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from autodiffusion._sampling.blocks import Workers as Sampling
 
 MODELS = (
-    "mnist, adm/imagenet64, adm/lsun-cat, adm/lsun-bedroom, adm, a folder or hub name of a diffusers UNet or pipeline "
-    "of Stable Diffusion or Flux, a .ckpt or .safetensors file of Stable Diffusion, or package.module:factory"
+    f"{', '.join(known('models'))} (also adm/imagenet64, adm/lsun-cat, adm/lsun-bedroom), a folder or hub name of a "
+    "diffusers UNet or pipeline of Stable Diffusion or Flux, a .ckpt or .safetensors file of Stable Diffusion, or "
+    "package.module:factory"
 )
 ModelName = Annotated[str, typer.Option("--model", help=MODELS)]
 Checkpoint = Annotated[
