@@ -198,6 +198,13 @@ def test_digest_is_the_same_everywhere(salt: str) -> None:
     assert done.stdout.split() == [DIGEST, str(hash(example()))]
 
 
+def test_times_that_are_no_plan_are_told_in_a_line() -> None:
+    with pytest.raises(InputError, match=r"^plan: steps\[1\].t = 500 is not below steps\[0\].t = 100"):
+        Plan.of("ddim", [100, 500])
+    with pytest.raises(InputError, match=r"steps\[0\].t|t: -1"):
+        Plan.of("ddim", [-1])
+
+
 def test_plans_do_not_change() -> None:
     plan, given_options = example(), dict(OPTIONS)
     for thing, name in ((plan, "solver"), (plan, "steps"), (plan, "origin"), (plan.steps[0], "t"), (plan, "new")):

@@ -157,14 +157,21 @@ class Plan(BaseModel):
         solver_options: dict[str, Option] | None = None,
         origin: dict[str, Any] | None = None,
     ) -> Plan:
-        """A plan of plain whole-network steps at ``times``, which must strictly decrease."""
-        return cls(
-            solver=solver,
-            solver_options=solver_options or {},
-            steps=tuple(Step(t=float(t)) for t in times),
-            end=end,
-            origin=origin or {},
-        )
+        """A plan of plain whole-network steps at ``times``, which must strictly decrease.
+
+        Raises:
+            InputError: they do not, or one of them or of the options is of no use.
+        """
+        try:
+            return cls(
+                solver=solver,
+                solver_options=solver_options or {},
+                steps=tuple(Step(t=float(t)) for t in times),
+                end=end,
+                origin=origin or {},
+            )
+        except ValidationError as error:
+            raise one_line(error, "plan", cls.model_fields) from None
 
     @property
     def times(self) -> tuple[float, ...]:

@@ -24,7 +24,7 @@ LARGE = 300_000
 """Pixels of a picture above which it is kept as WebP."""
 
 
-def report(folder: Path, out: Path | None = None) -> Path:
+def report(folder: Path | str, out: Path | str | None = None) -> Path:
     """Writes the report of the study in ``folder``, finished or not, in one piece, and gives its path.
 
     Args:
@@ -33,8 +33,9 @@ def report(folder: Path, out: Path | None = None) -> Path:
     Raises:
         InputError: no study there, or the file cannot be written.
     """
+    folder = Path(folder)
     run = Run.of(folder)
-    out = out or folder / REPORT
+    out = Path(out) if out else folder / REPORT
     found, settings = run.row("found"), run.settings
     html = render(
         "report.html",

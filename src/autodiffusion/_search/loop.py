@@ -81,7 +81,7 @@ class Result:
 
 def search(
     settings: Settings,
-    out: Path,
+    out: Path | str,
     progress: Quiet | None = None,
     model: Model | None = None,
     times: Costs | None = None,
@@ -101,7 +101,7 @@ def search(
         RunError: no candidate gave finite images, or one worker after the other died.
         KeyboardInterrupt: asked for; called again, the search goes on.
     """
-    progress = progress or Quiet()
+    out, progress = Path(out), progress or Quiet()
     with _opened(settings, out, model, times, workers, progress) as (job, study, crew):
         with patient(), Watch(study, job.evaluator.model, progress):
             if not study.of_kind("confirm"):

@@ -76,7 +76,7 @@ SHOWING = ("tensorboard",)
 
 
 class Settings(BaseModel):
-    """A search, completely described. ``config.yaml`` of a run holds one, resolved.
+    """A search, completely described; :meth:`of` makes one. ``config.yaml`` of a run holds one, resolved.
 
     Attributes:
         model: ``mnist``, ``adm/imagenet64`` and the like, a folder or hub name of a diffusers UNet or Stable Diffusion
