@@ -283,7 +283,7 @@ def run(command: Command) -> Command:
 def test_plans_prints_a_plan_and_where_it_came_from(run: Command) -> None:
     assert run("plans found.json") == (
         0,
-        'ddim at 965, 717, 552, 243\nfrom {"model": "mnist", "metric": "fid", "value": 12}\n',
+        "ddim at 965, 717, 552, 243\nmodel: mnist\nmetric: fid\nvalue: 12\n",
         "",
     )
     Plan.of("plms", [5]).save("bare.json")

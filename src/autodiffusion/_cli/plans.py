@@ -139,8 +139,8 @@ def _print(plan: Plan) -> None:
     for step in plan.steps:
         if step.skip:
             print(f"at {step.t:g} without layers {', '.join(map(str, sorted(step.skip)))}")
-    if plan.origin:
-        print(f"from {json.dumps(plan.origin)}")
+    for name, value in plan.origin.items():
+        print(f"{name}: {value if isinstance(value, str) else json.dumps(value)}")
 
 
 def _print_list(plans: dict[str, Plan]) -> None:

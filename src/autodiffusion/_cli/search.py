@@ -180,11 +180,14 @@ def search_command(
         bool | None, typer.Option("--tensorboard", help="scalars and samples of the best plan in OUT/tensorboard")
     ] = None,
     as_json: Json = False,
+    named_model: Annotated[str | None, typer.Option("--model", hidden=True)] = None,  # as other verbs have it
 ) -> None:
     """Searches time steps, and layers to leave out; leaves plan.json, grid.png, report.html and the ledger in OUT."""
     given = {name: value for name, value in locals().items() if value is not None}
     for name in ("out", "config", "as_json"):
         given.pop(name, None)
+    if named_model and given.setdefault("model", given.pop("named_model")) != named_model:
+        raise InputError(f"search: two models, {model} and {named_model}; give one of them")
     if out is None:
         raise InputError("--out is missing; give the folder in which the run is kept")
     options = read_yaml(config) if config else {}
