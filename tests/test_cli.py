@@ -384,6 +384,19 @@ def test_a_command_that_cannot_be_done_writes_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_plan_is_priced_beside_the_whole_network_where_layers_are_left_out(
+    command: Command, real_images: Path, tmp_path: Path
+) -> None:
+    evaluate = f"--model small:layered_model --features small:features --reference {real_images} --samples 24 --time"
+    whole = Plan.of("ddim", [60.0, 20.0])
+    whole.save(tmp_path / "whole.json")
+    text = (tmp_path / "whole.json").read_text()
+    (tmp_path / "partial.json").write_text(text.replace('"skip": []', '"skip": [1]'))
+    lines = [command(f"evaluate {name}.json {evaluate}").out.splitlines()[-1] for name in ("whole", "partial")]
+    assert re.fullmatch(r"a sample costs 10 layers, [\d,]+ MACs, [\d.]+ ms, quartiles [\d.]+ and [\d.]+ ms", lines[0])
+    assert "a sample costs 8 of 10 layers (80.0 %), " in lines[1]
+
+
 @pytest.mark.usefixtures("plain")
 def test_a_search_that_finds_a_grid_says_so(command: Command, real_images: Path) -> None:
     few = f"--reference {real_images} --samples 24 --confirm-samples 60 --budget 48 --out run"
