@@ -45,7 +45,18 @@ from pathlib import Path
 
 import autodiffusion
 import torch
-from autodiffusion import Model, NoiseSchedule, Plan, Progress, Reference, Settings, load_model, sample, search
+from autodiffusion import (
+    Model,
+    NoiseSchedule,
+    Plan,
+    Progress,
+    Reference,
+    Settings,
+    load_model,
+    load_plan,
+    sample,
+    search,
+)
 from autodiffusion.features import Features
 from autodiffusion.metrics import Metric
 from autodiffusion.solvers import FreeNumber, Move, Predict, Solver, State
@@ -74,7 +85,8 @@ def main() -> None:
         result = search(Settings.of(model="mnist", steps=4, solver="gls", budget=20_000), Path("run"), progress)
     times: tuple[float, ...] = result.plan.times
     plan = Plan.load("run/plan.json")
-    images: Tensor = sample(load_model("mnist"), plan, 64, seed=1)
+    model = load_model("mnist")
+    images: Tensor = sample(model, plan, 64, seed=1) + sample(model, load_plan("karras:4", model), 64, seed=1)
     try:
         applied = autodiffusion.apply(plan, object())
         applied.remove()

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from autodiffusion._references.reference import Reference
     from autodiffusion._report import report
     from autodiffusion._sampling.sampling import sample
+    from autodiffusion._search.inputs import plan_of as load_plan
     from autodiffusion._search.loop import Result, search
     from autodiffusion._spaces.space import SearchSpace
     from autodiffusion._study.settings import Settings
@@ -54,6 +55,7 @@ _HOMES = {
     "check": ("_pipelines.check", "check"),
     "layer_times": ("_evaluation.timing", "layer_times"),
     "load_model": ("models._load", "load"),
+    "load_plan": ("_search.inputs", "plan_of"),
     "plan_times": ("_evaluation.timing", "plan_times"),
     "report": ("_report", "report"),
     "sample": ("_sampling.sampling", "sample"),
@@ -82,6 +84,7 @@ __all__ = [
     "check",
     "layer_times",
     "load_model",
+    "load_plan",
     "plan_times",
     "report",
     "sample",
