@@ -18,7 +18,7 @@ from autodiffusion.features import Extractor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench import _curves, compare, free_numbers, table
+from bench import _curves, ablation, compare, free_numbers, table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -60,6 +60,14 @@ def test_the_ratios_of_other_ways_are_those_of_the_rows(method: str) -> None:
         for model in ("mixture", "empirical")
     ]
     assert " and ".join(both) in words((ROOT / "docs" / "search.md").read_text())
+
+
+def test_what_each_idea_saves_is_that_of_the_rows() -> None:
+    rows = json.loads((RESULTS / "ablation.json").read_text())
+    whole = ablation.table(ablation.read(rows))
+    assert whole == (RESULTS / "ablation.md").read_text()
+    first = re.findall(r"^\| .*\n(?:\|.*\n)+", whole, re.MULTILINE)[0]
+    assert first in (ROOT / "docs" / "search.md").read_text()
 
 
 def test_the_first_page_shows_the_demo_as_the_readme_does() -> None:
