@@ -13,7 +13,8 @@ pooled  the FID of all those samples together: nearer to the limit of endless sa
         by the difference of the two biases, for any plan and however honest.
 
 The search-time score is the same plan's in the search's ledger, of the most samples that it got there. ``fresh`` is
-the mean FID of fresh sets of as many samples, and the standard deviation among them: a score far below was luck.
+the mean FID of fresh sets of as many samples, and the standard deviation among them: a score far below was luck. Of
+some plans such a short search has no more than a first look, which is no score.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def searched(settings: Settings, folder: Path) -> dict[str, Any]:
     [features] = evaluator.features([result.plan], TIMES * row["samples"], noise)
     assert isinstance(features, Features)
     samples, score = search_score(folder, result.plan)
-    sets = parts(features, metric, samples)
+    sets = parts(features, metric, samples or row["samples"])
     return {
         "model": settings.model.partition(":")[2],
         "solver": settings.solver,
@@ -83,15 +84,18 @@ def searched(settings: Settings, folder: Path) -> dict[str, Any]:
     }
 
 
-def search_score(folder: Path, plan: Plan) -> tuple[int, float]:
-    """The number of samples and the value of a plan's own score in the ledger, of the most samples that it got."""
-    return max(
+def search_score(folder: Path, plan: Plan) -> tuple[int, float | None]:
+    """The number of samples and the value of a plan's own score in the ledger, of the most samples that it got; nothing
+    where the search had no more than a first look at it.
+    """
+    scores = [
         (event["samples"], score["value"])
         for event in read_events(folder / LEDGER)
-        if event["event"] == "scores" and event.get("anchor") is None
+        if event["event"] == "scores" and event.get("anchor") is None and not event.get("extrapolated")
         for score in event["scores"]
         if score["value"] is not None and Plan.model_validate(score["plan"]) == plan
-    )
+    ]
+    return max(scores, default=(0, None))
 
 
 def parts(features: Features, metric: Metric, samples: int) -> list[float]:
@@ -105,22 +109,24 @@ def counts(rows: list[dict[str, Any]]) -> dict[str, int]:
     def inside(key: str) -> int:
         return sum(row["reported"]["low"] <= row[key] <= row["reported"]["high"] for row in rows)
 
+    scored = [row for row in rows if row["search"] is not None]
     return {
         "searches": len(rows),
         "again_inside": inside("again"),
         "pooled_inside": inside("pooled"),
-        "search_inside": inside("search"),
-        "search_below_fresh": sum(row["search"] < row["fresh"] for row in rows),
-        "search_as_fresh": sum(abs(row["search"] - row["fresh"]) <= 1.96 * row["fresh_deviation"] for row in rows),
+        "scored": len(scored),
+        "search_below_fresh": sum(row["search"] < row["fresh"] for row in scored),
+        "search_as_fresh": sum(abs(row["search"] - row["fresh"]) <= 1.96 * row["fresh_deviation"] for row in scored),
     }
 
 
 def line(row: dict[str, Any]) -> str:
     reported = row["reported"]
     held = "inside" if reported["low"] <= row["again"] <= reported["high"] else "OUTSIDE"
+    fresh = f"(fresh {row['fresh']:.4g} ± {row['fresh_deviation']:.2g})"
+    search = "first look only" if row["search"] is None else f"search {row['search']:<7.4g} {fresh}"
     return (
-        f"{row['model']:<10}{row['solver']:<13}{row['steps']}  "
-        f"search {row['search']:<7.4g} (fresh {row['fresh']:.4g} ± {row['fresh_deviation']:.2g})  "
+        f"{row['model']:<10}{row['solver']:<13}{row['steps']}  {search}  "
         f"reported {reported['value']:.4g} [{reported['low']:.4g}, {reported['high']:.4g}]  "
         f"again {row['again']:.4g} {held}, pooled {row['pooled']:.4g}"
     )
@@ -144,9 +150,9 @@ def main() -> None:
     of = f"of {found['searches']}"
     print(f"\ninside the reported interval: again, at equal sample counts, {found['again_inside']} {of}")
     print(f"                              pooled {found['pooled_inside']} {of}")
-    print(f"                              the search-time score {found['search_inside']} {of}")
-    print(f"search-time scores below the mean of fresh sets of as many samples: {found['search_below_fresh']} {of};")
-    print(f"    within 1.96 standard deviations of it: {found['search_as_fresh']} {of}")
+    full = f"of {found['scored']} that had a full score"
+    print(f"search-time scores below the mean of fresh sets of as many samples: {found['search_below_fresh']} {full};")
+    print(f"    within 1.96 standard deviations of it: {found['search_as_fresh']}")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     content = {key: value for key, value in options.items() if value is not None} | found | {"rows": rows}
     args.out.write_text(json.dumps(content, indent=1) + "\n")

@@ -133,7 +133,9 @@ def plan_of(name: str, model: Model, solver: str = "ddim", solver_options: dict[
     """The published plan ``name``, the plan in that file, or the named grid (such as ``karras:6``) for ``model``.
 
     Args:
-        solver, solver_options: of a named grid; plans have their own.
+        name: ``run/plan.json``, ``adm-g/imagenet64/4`` or ``karras:6``, say.
+        model: whose times the plan is to fit.
+        solver: of a named grid, whose options are ``solver_options``; plans have their own.
 
     Raises:
         InputError: none of them; or the plan does not fit the model.
