@@ -194,7 +194,7 @@ def test_budgets_that_are_none(tmp_path: Path, budget: Any) -> None:
     ("solvers", "options", "message"),
     [
         (["gls"], {}, "names no other than gls"),
-        (["ddim", "gls"], {"free_numbers": False}, "gls searches free numbers alone; leave it out"),
+        (["ddim", "gls"], {"free_numbers": False}, "gls searches free numbers alone; leave out one of the two"),
         (["ddim", "lcm", "gls"], {}, "gls cannot go on from lcm: solver gls: plain = lcm draws noise"),
         (["ddim", "ddmi"], {}, "solver 'ddmi' is unknown .did you mean 'ddim'"),
         (["ddim", "gls"], {"layers": True}, "gls does not leave out layers"),

@@ -707,7 +707,7 @@ def test_a_plan_that_was_found_in_a_new_process(
     made.save_pretrained(tmp_path / "pipeline")
     (tmp_path / "captions.txt").write_text("a cat\ntwo dogs\nthe sea\n" * 8)
     few = "--samples 3 --confirm-samples 6 --finalists 1 --budget 700 --reference teacher:3:12"
-    what = "--layers --max-cost 75% --max-steps 3 --min-steps 3 --starts uniform --features test_flow_models:Pooled"
+    what = "--layers --max-cost 75% --max-steps 3 --min-steps 3 --starts uniform --features test_text_to_image:features"
     found = command(f"search pipeline --captions captions.txt --steps 3 --solver {solver} {what} {few} --out run")
     assert found.status == 0, found.err
     plan = Plan.load("run/plan.json")

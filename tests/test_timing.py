@@ -255,11 +255,11 @@ def test_events_tell_the_time_of_a_gpu() -> None:
     assert 4 < spent(1000) / spent(100) < 25
 
 
-Progress = Callable[[str], str]
+Evaluate = Callable[[str], str]
 
 
 @pytest.fixture
-def evaluate(command: Command, monkeypatch: pytest.MonkeyPatch) -> Progress:
+def evaluate(command: Command, monkeypatch: pytest.MonkeyPatch) -> Evaluate:
     """What ``evaluate`` prints of plan.json, which leaves out layers of the bundled model, or of ``uniform:2``."""
     monkeypatch.setattr(timing, "plan_times", partial(plan_times, most=LEAST))
     Plan(solver="ddim", steps=(Step(t=900, skip=frozenset({0, 13})), Step(t=400))).save("plan.json")
@@ -272,7 +272,7 @@ def evaluate(command: Command, monkeypatch: pytest.MonkeyPatch) -> Progress:
     return run
 
 
-def test_evaluate_tells_what_layers_left_out_save(evaluate: Progress) -> None:
+def test_evaluate_tells_what_layers_left_out_save(evaluate: Evaluate) -> None:
     cost = json.loads(evaluate("plan.json --json"))["cost"]
     assert list(cost) == ["layers", "macs", "ms", "ms_whole"]
     # `autodiffusion layers mnist`: 15 layers, 19,047,424 MACs, of which layers 0 and 13 have these
@@ -280,11 +280,11 @@ def test_evaluate_tells_what_layers_left_out_save(evaluate: Progress) -> None:
     assert 0 < cost["ms"] < 1000
     assert 0 < cost["ms_whole"] < 1000
     shown = " ".join(evaluate("plan.json").split())
-    assert "28 of 30 layers (93.3%), 34,553,856 of 38,094,848 MACs (90.7%), " in shown
+    assert "28 of 30 layers (93.3 %), 34,553,856 of 38,094,848 MACs (90.7 %), " in shown
     assert " ms (" in shown
 
 
-def test_evaluate_measures_time_only_where_it_is_wanted(evaluate: Progress) -> None:
+def test_evaluate_measures_time_only_where_it_is_wanted(evaluate: Evaluate) -> None:
     untimed = json.loads(evaluate("plan.json --json --no-time"))["cost"]
     assert (untimed["layers"], untimed["ms"], untimed["ms_whole"]) == (28, None, None)
     assert list(json.loads(evaluate("uniform:2 --json"))) == ["plan", "samples", "seed", "nfe", "scores"]
