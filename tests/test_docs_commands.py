@@ -323,7 +323,7 @@ class Reading:
     def only_read(self, words: list[str], place: str) -> None:
         """As far as where the model would be loaded; what is to be searched is checked by name."""
         model = option(words, "--model") or words[1]
-        known = re.findall(r"[\w/-]+", MODEL_NAMES)
+        known = re.findall(r"[\w/-]+", MODEL_NAMES.partition(", a folder")[0].replace("(also ", ""))
         assert model in known or (FILES.search(model) and model.partition("/")[0] not in known), f"{place}: {model}"
 
         def search(settings: Settings, *_: Any) -> None:

@@ -83,9 +83,9 @@ METRICS = f"{', '.join(known('metrics'))} or package.module:attribute"
 def usual(text: str, name: str) -> str:
     """A help text with what each preset has for the option called ``name``."""
     values = []
+    fields = {field: about.default for field, about in Settings.model_fields.items()} | vars(Evolution) | vars(Random)
     for preset in PRESETS.values():
-        fields = {field: about.default for field, about in Settings.model_fields.items()}
-        own = fields | vars(Evolution) | vars(Random) | preset | preset["evolution"]
+        own = fields | preset | preset["evolution"]
         value = own[name]
         value = "every named grid" if value == list(NAMED) else value
         values.append(",".join(value) if isinstance(value, list) else str(value))

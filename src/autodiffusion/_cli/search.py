@@ -223,7 +223,7 @@ def search_command(
     found: dict[Path, Result] = {}
     with Progress() as progress:
         if len(solvers) > 1:
-            options |= {"steps": counts[0] if counts else None}
+            options |= {"steps": counts[0]}
             del options["solver"]
             results_of = search_solvers(solvers, out, progress, where, **options)
             found = {out / name: result for name, result in results_of.items()}
@@ -231,7 +231,7 @@ def search_command(
             results = search_several(counts, out, progress, where, **options)
             found = {out / str(count): result for count, result in results.items()}
         else:
-            settings = Settings.of(where, steps=counts[0] if counts else None, **options)
+            settings = Settings.of(where, steps=counts[0], **options)
             found = {out: search(settings, out, progress)}
     if as_json:
         shown = [_json(folder, result) for folder, result in found.items()]

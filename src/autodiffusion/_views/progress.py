@@ -70,7 +70,7 @@ class Progress(Quiet):
             self._live.stop()
 
     def part(self, name: str) -> None:
-        """Progress beside the phases that follow."""
+        """Shown beside the phases that follow."""
         self._part = name
 
     def phase(self, name: str, total: int, unit: str = "evaluations") -> None:
@@ -89,11 +89,11 @@ class Progress(Quiet):
         self._show()
 
     def note(self, text: str) -> None:
-        """Progress beside the bar."""
+        """Shown beside the bar."""
         self._doing.note = text
 
     def stand(self, standing: Standing) -> None:
-        """Progress below the bar; in lines only what is best."""
+        """Shown below the bar; in lines only what is best."""
         self._doing.standing = standing
         self.note(standing.best)
 

@@ -158,9 +158,9 @@ def build(
     Raises:
         InputError: an unknown strategy or option, a value that it refuses, or it cannot leave out ``layers``.
     """
+    own = _options(name) if name in known("strategies") else options  # of a user's strategy nobody has the options
     for option in options:
-        of = [other for other in known("strategies") if option in _options(other)]
-        if of and name in known("strategies") and name not in of:
+        if option not in own and (of := [other for other in known("strategies") if option in _options(other)]):
             raise InputError(
                 f"strategy {name}: option '{option}' is of strategy {' or '.join(of)}; give --strategy too"
             )
