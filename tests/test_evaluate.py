@@ -19,6 +19,7 @@ from frechet import frechet_distance
 from torch import Tensor, nn
 
 from autodiffusion import Evaluator, InputError, Model, NoiseSchedule, Plan, sample
+from autodiffusion._cli._options import load_plan
 from autodiffusion._evaluation.confirm import confirm, figure
 from autodiffusion._evaluation.evaluate import Pool, derive_seed, describe
 from autodiffusion._names import known
@@ -750,6 +751,28 @@ def test_plans_come_from_files_and_grids(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"^[^\n]+$") as caught:
             plan_of(name, model)
         assert told in str(caught.value)
+
+
+def test_a_plan_is_not_sampled_with_another_solver_than_its_own(tmp_path: Path) -> None:
+    model, file = small.model(), tmp_path / "p.json"
+    written = Plan.of("plms", [60.0, 3.0])
+    written.save(file)
+    assert plan_of(str(file), model, "plms") == written
+    with pytest.raises(InputError, match=r"p\.json' is for solver plms, not ddim; leave the solver out"):
+        plan_of(str(file), model, "ddim")
+    with pytest.raises(InputError, match=r"p\.json' has its own solver options; leave eta out"):
+        plan_of(str(file), model, None, {"eta": 0.5})
+
+
+def test_the_solver_is_the_grids_where_a_plan_is_drawn_beside_one(tmp_path: Path) -> None:
+    model, file = small.model(), str(tmp_path / "p.json")
+    Plan.of("plms", [60.0, 3.0]).save(Path(file))
+    assert load_plan(file, model, "unipc", None, beside="uniform").solver == "plms"
+    assert load_plan("uniform:2", model, "unipc", ["order=2"], beside=file).solver == "unipc"
+    assert load_plan("uniform:2", model, None, None, beside=file).solver == "ddim"
+    for beside in (None, file):
+        with pytest.raises(InputError, match="leave the solver out"):
+            load_plan(file, model, "unipc", None, beside)
 
 
 @pytest.mark.parametrize("value", [[1], None, math.nan, "x", {"a": 1}])

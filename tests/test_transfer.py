@@ -13,7 +13,7 @@ from conftest import Command
 
 from autodiffusion import Model, Plan
 from autodiffusion._plans.plan import Step
-from autodiffusion._search.inputs import other_guidance
+from autodiffusion._search.inputs import found_elsewhere
 from autodiffusion.models._load import load
 
 FEW = "--population 4 --generations 2 --parents 2 --mutations 1 --crossovers 1 --initial-mutations 1"
@@ -27,7 +27,7 @@ def test_a_plan_found_on_one_model_is_evaluated_on_another(command: Command, rea
     plan = Plan.load("run/plan.json")
     assert plan.origin["guidance"] == "none"
     done = command(f"evaluate run/plan.json --model small:layered_model --reference {real_images} --samples 60 --json")
-    assert (done.status, done.err) == (0, "")
+    assert (done.status, done.err) == (0, "autodiffusion: the plan was found on small:model, not on layered\n")
     found = json.loads(done.out)
     assert found["plan"]["steps"] == json.loads(Path("run/plan.json").read_text())["steps"]
     # the layers whole change nothing, so that the figure is that of the model it was found on
@@ -82,11 +82,13 @@ def classify(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
 )
 def test_guidance_in_words(model: Model, guidance: str) -> None:
     assert model.guidance == guidance
-    same = Plan.of("ddim", [50.0], origin={"model": "first", "guidance": guidance})
-    assert other_guidance(same, model) is None
-    assert other_guidance(Plan.of("ddim", [50.0]), model) is None  # nobody knows
+    same = Plan.of("ddim", [50.0], origin={"model": "other", "guidance": guidance})
+    assert found_elsewhere(same, model) is None
+    assert found_elsewhere(Plan.of("ddim", [50.0]), model) is None  # nobody knows
+    assert found_elsewhere(same.with_origin(model="first"), model) == "the plan was found on first, not on other"
+    assert found_elsewhere(same.with_origin(model="first"), model, "first") is None
     other = same.with_origin(model="first", guidance="classifier, scale 4.0")
-    assert other_guidance(other, model) == (
+    assert found_elsewhere(other, model) == (
         f"the plan was found on first with guidance classifier, scale 4.0; other has {guidance}"
     )
 

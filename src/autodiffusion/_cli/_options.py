@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from autodiffusion._errors import InputError
-from autodiffusion._names import known
+from autodiffusion._names import known, resolve
 from autodiffusion._plans.grids import NAMED
 from autodiffusion._plans.plan import Plan
 from autodiffusion._study.settings import OF_MODEL, PRESETS, Settings
@@ -72,7 +72,7 @@ Timeout = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="one JSON object on standard output, nothing else there")]
 SOLVERS = f"{', '.join(known('solvers'))} or package.module:attribute"
-Solver = Annotated[str, typer.Option(help=f"of a grid, a plan has its own: {SOLVERS}")]
+Solver = Annotated[str | None, typer.Option(help=f"of a grid [ddim], a plan has its own: {SOLVERS}")]
 SolverOption = Annotated[
     list[str] | None,
     typer.Option("--solver-option", metavar="NAME=VALUE", help="an option of the solver; may be repeated"),
@@ -116,11 +116,22 @@ def crew_for(given: Mapping[str, Any]) -> AbstractContextManager[Sampling | None
     return crew(recipe, given["workers"], given["ray_address"], given["timeout"])
 
 
-def load_plan(name: str, model: Model, solver: str, solver_option: list[str] | None) -> Plan:
-    """The plan in a file, or a named grid for ``model`` and the solver of the options."""
-    from autodiffusion._search.inputs import plan_of
+def load_plan(
+    name: str, model: Model, solver: str | None, solver_option: list[str] | None, beside: str | None = None
+) -> Plan:
+    """The plan in a file, or a named grid for ``model`` and the solver of the options.
 
-    return plan_of(name, model, solver, pairs(solver_option, "--solver-option"))
+    Args:
+        beside: what else is drawn; where only that is a grid, the solver is the grid's.
+    """
+    from autodiffusion._search.inputs import is_grid, plan_of
+
+    options = pairs(solver_option, "--solver-option")
+    if beside is None or is_grid(name) or not is_grid(beside):
+        return plan_of(name, model, solver, options)
+    if solver is not None:
+        resolve("solvers", solver)  # should it be one of the user's own, the plan may name it too
+    return plan_of(name, model)
 
 
 def pairs(texts: list[str] | None, option: str) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def evaluate_command(
     seed: Seed = 0,
     reference: Reference = None,
     features: Features = None,
-    solver: Solver = "ddim",
+    solver: Solver = None,
     solver_option: SolverOption = None,
     guidance_scale: Guidance = None,
     checkpoint: Checkpoint = None,
@@ -81,7 +81,7 @@ def evaluate_command(
     from autodiffusion._evaluation.confirm import confirm
     from autodiffusion._evaluation.timing import plan_times
     from autodiffusion._sampling.sampling import nfe
-    from autodiffusion._search.inputs import check_source, find_reference, other_guidance, prepare
+    from autodiffusion._search.inputs import check_source, find_reference, found_elsewhere, prepare
     from autodiffusion._search.pricing import Pricing
     from autodiffusion._views.progress import Progress
 
@@ -92,7 +92,7 @@ def evaluate_command(
     metrics = [name.strip() for name in metric.split(",") if name.strip()]
     with Progress() as progress:
         reference_found = check_source(source, evaluator, metrics, progress)
-    if difference := other_guidance(chosen, loaded):
+    if difference := found_elsewhere(chosen, loaded, model):
         print(f"autodiffusion: {difference}", file=sys.stderr)
     evaluations, time = nfe(chosen, loaded), None
     partial = chosen != chosen.leaving()

@@ -40,7 +40,7 @@ def sample_command(
         str | None,
         typer.Option(help="a grid (uniform, or uniform:10) or a plan, drawn beside it from the same seeds"),
     ] = None,
-    solver: Solver = "ddim",
+    solver: Solver = None,
     solver_option: SolverOption = None,
     guidance_scale: Guidance = None,
     checkpoint: Checkpoint = None,
@@ -63,10 +63,10 @@ def sample_command(
     from autodiffusion._views.progress import Progress
 
     loaded = load_model(locals())
-    plans = {plan: load_plan(plan, loaded, solver, solver_option)}
+    plans = {plan: load_plan(plan, loaded, solver, solver_option, compare)}
     if compare:
         whole = f"{compare}:{len(plans[plan].steps)}" if compare in NAMED else compare
-        plans[whole] = load_plan(whole, loaded, solver, solver_option)
+        plans[whole] = load_plan(whole, loaded, solver, solver_option, plan)
     check_writable(out)
     with Progress() as progress:
         progress.phase("sample", samples * sum(nfe(chosen, loaded) for chosen in plans.values()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from autodiffusion._errors import InputError, nearest
@@ -129,20 +129,28 @@ def parse_teacher(source: str, model: Model) -> tuple[int, int] | None:
     return int(numbers[0]), int(numbers[1]) if len(numbers) == 2 else SAMPLES
 
 
-def plan_of(name: str, model: Model, solver: str = "ddim", solver_options: dict[str, Option] | None = None) -> Plan:
+def plan_of(
+    name: str, model: Model, solver: str | None = None, solver_options: Mapping[str, Option] | None = None
+) -> Plan:
     """The published plan ``name``, the plan in that file, or the named grid (such as ``karras:6``) for ``model``.
 
     Args:
         name: ``run/plan.json``, ``adm-g/imagenet64/4`` or ``karras:6``, say.
         model: whose times the plan is to fit.
-        solver: of a named grid, whose options are ``solver_options``; plans have their own.
+        solver: of a named grid, ``ddim`` by default, with its ``solver_options``. A plan has its own; where it is
+            one of yours, name it here too, as no plan imports code by itself.
 
     Raises:
-        InputError: none of them; or the plan does not fit the model.
+        InputError: none of them; the plan does not fit the model; or it is for another solver than ``solver``.
     """
-    resolve("solvers", solver)  # one of the user's own is here from now on, for a plan that names it as well
-    if name in published() or Path(name).exists() or name.endswith(".json"):
+    if solver is not None:
+        resolve("solvers", solver)  # one of the user's own is here from now on
+    if not is_grid(name) and (name in published() or Path(name).exists() or name.endswith(".json")):
         plan = read(name)
+        if solver not in (None, plan.solver):
+            raise InputError(f"plan '{name}' is for solver {plan.solver}, not {solver}; leave the solver out")
+        if solver_options:
+            raise InputError(f"plan '{name}' has its own solver options; leave {', '.join(solver_options)} out")
         try:
             stretches(plan, model)
         except InputError as error:
@@ -152,10 +160,11 @@ def plan_of(name: str, model: Model, solver: str = "ddim", solver_options: dict[
                 "search one for it"
             ) from None
         return plan
-    if name.partition(":")[0] in NAMED:
+    if is_grid(name):
         kind, steps = parse(name)
+        solver = solver or "ddim"
         continuous = resolve("solvers", solver).continuous
-        options = {"clip": model.clip} | (solver_options or {})
+        options: dict[str, Option] = {"clip": model.clip, **(solver_options or {})}
         build_solver(solver, model.schedule, options)  # says what is wrong with an option better than the plan can
         times = grid(kind, steps, model.schedule, continuous=continuous)
         plan = Plan.of(solver, times, solver_options=options)
@@ -167,11 +176,20 @@ def plan_of(name: str, model: Model, solver: str = "ddim", solver_options: dict[
     )
 
 
-def other_guidance(plan: Plan, model: Model) -> str | None:
-    """What to know of a plan that was found under another guidance than ``model`` has: where the guidance is the same,
-    plans go from one model to another (AutoDiffusion, section 5.1). ``None`` where it is, or is not known.
+def is_grid(name: str) -> bool:
+    """Whether this is a named grid, such as ``karras:6``, rather than a plan."""
+    return name.partition(":")[0] in NAMED and not Path(name).exists()
+
+
+def found_elsewhere(plan: Plan, model: Model, name: str | None = None) -> str | None:
+    """What to know of a plan that was found on another model or under another guidance than ``model`` has: where the
+    guidance is the same, plans go from one model to another (AutoDiffusion, section 5.1). ``None`` where both are the
+    same, or not known.
+
+    Args:
+        name: by which the model was loaded, if that is not its own.
     """
-    there = plan.origin.get("guidance")
-    if there is None or there == model.guidance:
-        return None
-    return f"the plan was found on {plan.origin.get('model')} with guidance {there}; {model.name} has {model.guidance}"
+    there, guidance = plan.origin.get("model", model.name), plan.origin.get("guidance", model.guidance)
+    if guidance != model.guidance:
+        return f"the plan was found on {there} with guidance {guidance}; {model.name} has {model.guidance}"
+    return None if there in (model.name, name) else f"the plan was found on {there}, not on {model.name}"
