@@ -1,6 +1,7 @@
 """What each idea of the default search saves: the search with one idea switched off at a time, on the exact models.
 
     .venv/bin/python -m bench.ablation [--models mixture,empirical] [--solvers ddim] [--steps 4,10] [--seeds 3]
+                                       [--variants "default;no exploring"]
 
 As in ``bench.compare``, the plans that were the best so far are scored on noise that no search has seen, the same for
 all. The rows go to ``bench/results/ablation.json`` one by one, the table beside them; a row there is not made again.
@@ -63,11 +64,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no exploring": {"strategy_options": {"explorations": 0}},
     "no refining": {"strategy": "bench.ablation:NoRefining"},
     "no moves of the whole sequence": {"strategy": "bench.ablation:SingleMoves"},
+    "twice the samples, half as many in full": {"samples": 1000, "strategy_options": {"most": 50}},
+    "four times the samples": {"samples": 2000},
     "evolution, 120 samples": {"strategy": "evolution", "samples": 120},
     "Optuna's TPE, 150 candidates, 120 samples": {"strategy": "optuna:TPESampler", "samples": 120}
     | {"strategy_options": {"candidates": 150}},
 }
-"""What is switched off, as settings other than the default's. The last two are other searches."""
+"""What is switched off, as settings other than the default's; then other numbers of samples, and other searches."""
 UNSHARED = "beginnings not shared"
 """The default, with what candidates with a common beginning saved added to its cost again."""
 NEAR, POINTS = 1.05, 6
@@ -165,6 +168,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, chosen in (("models", "mixture,empirical"), ("solvers", "ddim"), ("steps", "4,10")):
         parser.add_argument(f"--{name}", default=chosen)
+    parser.add_argument("--variants", default=";".join(VARIANTS), help="by semicolons")
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0")
     parser.add_argument("--out", type=Path, default=Path("bench/results/ablation.json"))
     parser.add_argument("--reduced", action="store_true", help="a few seconds: few candidates, few fresh samples")
@@ -172,7 +176,8 @@ def main(given: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     rows = _rows.load(args.out)
     done = {(row["model"], row["solver"], row["steps"], row["variant"], row["seed"]) for row in rows}
-    names = [name for name in VARIANTS if not name.startswith("Optuna") or find_spec("optuna")]
+    names = [name for name in args.variants.split(";") if not name.startswith("Optuna") or find_spec("optuna")]
+    compare.check(parser, "variants", names, VARIANTS)
     lanes = product(args.models.split(","), args.solvers.split(","), map(int, args.steps.split(",")))
     for seed, lane, name in product(range(args.seeds), list(lanes), names):
         task = compare.Job(*lane, "default", seed, args.reduced)
