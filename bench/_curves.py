@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bench.models import ABOUT
+
 COLOURS = {"paper": "C0", "common": "C2", "random": "0.55", "default": "C3"}
 TITLES = {
     "paper": "paper preset",
@@ -123,12 +125,14 @@ def table(kept: dict[Row, Kept]) -> str:
         "[least, greatest], and thousands of network evaluations times samples that the search spent. The plan is the",
         "one that scored best in the search or, of the default, the one chosen among its finalists, paid for as well.",
         "",
+        *ABOUT.split("\n"),
+        "",
         *_lines(["model", "solver", "steps", "uniform", "best grid", *TITLES.values()]),
         *(_line([*row, *_ends(one, seeds)]) for row, one in kept.items()),
         "",
-        "When the default's best plan so far is first as good on fresh noise as the opponent's last one (median over",
-        "the opponent's seeds): median over the default's seeds, of which one that never is counts as infinite, also",
-        "in % of what the opponent spent; and whether the default's last plan is better.",
+        "Evaluations until the default's best plan matches the opponent's final plan (median over its seeds) on fresh",
+        "noise, also in % of what the opponent spent: median over the default's seeds, never = infinite; and whether",
+        "the default's final plan is better.",
         "",
         *_lines(["model", "solver", "steps", *needs]),
         *(_line([*row, *_needs(one, "paper"), _ends_better(one), *_needs(one, "common")]) for row, one in kept.items()),

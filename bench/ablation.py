@@ -32,6 +32,7 @@ from autodiffusion.strategies.ladder import Asking, Ladder
 from bench import _rows, compare
 from bench._best import improvements, thin
 from bench._curves import Row, Run
+from bench.models import ABOUT
 
 
 class NoRacing(Ladder):
@@ -125,6 +126,8 @@ def table(found: Runs) -> str:
         "",
         "FID on fresh noise and network evaluations times samples, in terms of the default's with the same seed: the",
         "geometric mean over all runs [give or take a standard error], and in how many the FID is lower.",
+        "",
+        *ABOUT.split("\n"),
         "",
         "| | FID | evaluations | lower FID |",
         "| --- | --- | --- | --- |",

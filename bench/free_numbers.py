@@ -13,7 +13,7 @@ gradient         LD3's and GAS's objective (Tong et al. 2024; Oganov et al. 2025
                  squared distance in pixels to a many-step result of the same noise, through the solver. Once more from
                  the named grid that is nearest to that result, for half of the budget, and then the pattern search.
 
-The opponent is the product, ``search --solver gls``, with the whole budget. All of them choose as the product does: of
+The opponent is the default search, ``search --solver gls``, with the whole budget. All of them choose as it does: of
 the best that differ and the best plain plan the one that is best on fresh noise, whose cost comes on top of the budget.
 Every figure is the FID on noise that nothing has seen before, the same for all. Cost is network evaluations times
 samples; a backward pass counts as two, and the many-step results count. The table goes to standard output and
@@ -52,7 +52,7 @@ from autodiffusion.metrics._build import build
 from bench import _free_numbers, _rows
 from bench._free_numbers import cell
 from bench.compare import BATCH, FRESH, judge
-from bench.models import reference_of
+from bench.models import ABOUT, reference_of
 
 OUT = Path("bench/results/free_numbers.json")
 BUDGET = 25_000
@@ -187,7 +187,7 @@ def gradient_then_pattern(task: Task) -> Found:
     return ranked, spent + more
 
 
-PRODUCT, START = "search --solver gls", "its start: times alone, half of the budget"
+SEARCH, START = "search --solver gls", "its start: times alone, half of the budget"
 WAYS: dict[str, Callable[[Task], Found]] = {
     "pattern search": partial(from_times, way=partial(pattern_search, strategy="bench._free_numbers:Turning")),
     "CMA-ES, times and numbers, common noise": partial(cma_es, times=True, fresh=False),
@@ -198,12 +198,12 @@ WAYS: dict[str, Callable[[Task], Found]] = {
     "gradient": partial(from_times, way=gradient),
     "gradient from a grid, then pattern search": gradient_then_pattern,
 }
-METHODS = (PRODUCT, START, *WAYS)
+METHODS = (SEARCH, START, *WAYS)
 
 
 def found_by(task: Task, method: str) -> tuple[Plan, int]:
     """The plan that a method ends with, and all that it took."""
-    if method == PRODUCT:
+    if method == SEARCH:
         with TemporaryDirectory() as folder:
             result = search(task.settings(), Path(folder))
         table = sum(row["nfe"] * row["samples"] for row in result.rows)
@@ -234,12 +234,12 @@ def make(task: Task, samples: int, rows: list[dict[str, Any]]) -> None:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Markdown: one method a line, one model and number of steps a column, and each model's ratio to the product."""
+    """Markdown: one method a line, one model and number of steps a column, and the ratios to the default search."""
     found = {(row["model"], row["steps"], row["budget"], row["samples"]) for row in rows}
     columns = sorted(found, key=lambda column: (list(FRESH).index(column[0]), column[1:]))
     models = list(dict.fromkeys(column[0] for column in columns))
     heads = [f"{m}, {k} steps, {b / 1000:,.0f}k, {n:,} samples" for m, k, b, n in columns]
-    heads += [f"{model}, to the product" for model in models]
+    heads += [f"{model}, to the search" for model in models]
     lines = [f"| | {' | '.join(heads)} |", "| --- |" + " --- |" * len(heads)]
     for method in METHODS:
         own = [row for row in rows if row["method"] == method]
@@ -253,18 +253,18 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         lines.append(f"| {method} | {' | '.join(cells)} |")
     title = (
         f"FID, median over {len({row['seed'] for row in rows})} seeds [least, greatest] (cost of finding the plan, its "
-        "choice included). Last: the ratio to the product's FID of the same seed, geometric mean over steps and seeds, "
+        "choice included). Last: the ratio to the search's FID of the same seed, geometric mean over steps and seeds, "
         "and how often the method is better\n"
     )
-    return "\n".join([title, *lines, ""])
+    return "\n".join([title, *ABOUT.split("\n"), "", *lines, ""])
 
 
 def ratio(rows: Sequence[dict[str, Any]], method: str) -> str:
-    """By which factor the FIDs of a method differ from the product's on one model, and how often they are lower."""
+    """By which factor a method's FIDs differ from the default search's on one model, and how often they are lower."""
     keys = ("steps", "budget", "samples", "seed")
     theirs, own = (
         {tuple(row[key] for key in keys): row["fid"] for row in rows if row["method"] == name}
-        for name in (PRODUCT, method)
+        for name in (SEARCH, method)
     )
     ratios = [fid / theirs[key] for key, fid in own.items()]
     return f"{np.exp(np.mean(np.log(ratios))):.2f}, {sum(r < 1 for r in ratios)} of {len(ratios)}" if ratios else ""

@@ -262,7 +262,9 @@ def main() -> None:
             make(Task(evaluator, fid, solver, count), ideas, args.seeds, rows)
             _rows.save(file, rows)
     title = f"FID, mean over {args.seeds} seeds [least, greatest] (cost of finding the plan)\n"
-    text = "\n".join([title, *(table(rows, name, solver, steps) for name, solver in product(names, SOLVERS))])
+    text = "\n".join(
+        [title, models.ABOUT + "\n", *(table(rows, name, solver, steps) for name, solver in product(names, SOLVERS))]
+    )
     (RESULTS / "ideas.md").write_text(text)
     print(text, end="")
 

@@ -119,10 +119,11 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         "Made by `python -m bench.layers`; the rows are in `layers.json`.",
         "",
         "FID [95 % interval] on fresh noise, steps, and cost as a share of the whole steps' cost: of the plan found,",
-        "(a) of as many whole steps as the budget pays for, (b) of the best of as many random sets of layers.",
+        "(a) of as many whole steps as the budget pays for, (b) of the best of as many random sets of layers; and",
+        "whether what is found is the best of the three, and leaves out layers at all.",
         "",
-        "| steps | budget | found | (a) fewer whole steps | (b) random sets of layers | sets | found is best |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| steps | budget | found | (a) fewer whole steps | (b) random sets of layers | sets | best | left out |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for steps, budget in dict.fromkeys((row["steps"], row["budget"]) for row in rows):
         three = {row["name"]: row for row in rows if (row["steps"], row["budget"]) == (steps, budget)}
@@ -132,7 +133,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         verdict = f"**no**: {', '.join(behind)} better" if behind else "yes"
         verdict = f"**no**: {', '.join(as_good)} the same plan" if as_good and not behind else verdict
         cells = [cell(three[name]) for name in (FOUND, FEWER, RANDOM)]
-        lines.append(f"| {steps} | {budget} % | {' | '.join(cells)} | {three[FOUND]['sets']} | {verdict} |")
+        left = sum(len(step["skip"]) for step in three[FOUND]["plan"]["steps"])
+        partial = f"yes, {left} in all" if left else "**no**: whole steps"
+        lines.append(f"| {steps} | {budget} % | {' | '.join(cells)} | {three[FOUND]['sets']} | {verdict} | {partial} |")
     if rows:
         samples = " and ".join(str(n) for n in sorted({row["samples_per_candidate"] for row in rows}))
         lines += ["", f"{rows[0]['samples']:,} fresh samples a figure, {samples} a candidate's full score."]

@@ -21,6 +21,11 @@ from autodiffusion.features._base import load as load_features
 
 SHAPE = (1, 16, 16)
 DIMENSION = 256
+ABOUT = (
+    "Models (`bench/models.py`): `mixture`, ten Gaussians in 256 dimensions, and `empirical`, 500 blurred digits,\n"
+    "have a best denoiser that is known in closed form; `bundled` is the package's network, in bfloat16 and compiled."
+)
+"""What the tables say of them."""
 REFERENCES = Path("runs/references")
 REAL = 20_000
 """Exact samples in the reference of an exact model."""

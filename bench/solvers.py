@@ -30,7 +30,7 @@ from autodiffusion._study.study import LEDGER, read_events, write
 from autodiffusion._views.progress import Progress
 from bench import _rows
 from bench.compare import BATCH, FRESH, MODELS, STEPS, check, judge
-from bench.models import reference_of
+from bench.models import ABOUT, reference_of
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "ddim": {"solver": "ddim"},
@@ -109,8 +109,10 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         "Made by `python -m bench.solvers`; the rows are in `solvers.json`.",
         "",
         "FID [95 % interval] on fresh noise, and network evaluations for one sample where they are not the steps.",
-        "Models, steps and solvers that are missing have not been run. The best grid is the best of all "
-        "named ones with DDIM. Searches made before 2026-11-27 did not begin with Align Your Steps.",
+        "Models, steps and solvers that are missing have not been run. Each search ran once (seed 0). The best grid is "
+        "the best of all named ones with DDIM.",
+        "",
+        *ABOUT.split("\n"),
     ]
     for model in dict.fromkeys(row["model"] for row in rows):
         here = [row for row in rows if row["model"] == model]

@@ -2,7 +2,7 @@
 
     python examples/sdxl.py run/plan.json "an astronaut riding a horse" --out astronaut.png
 
-`autodiffusion search` has made the plan, or it is a published one: `autodiffusion plans ays/sdxl/10 --json` prints it.
+`autodiffusion search` has made the plan, or it is a published one: `autodiffusion plans ays/sdxl/10 --out ays.json` writes it.
 """
 
 import argparse

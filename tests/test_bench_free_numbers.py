@@ -77,12 +77,12 @@ def test_table_of_made_up_rows() -> None:
         key = {"model": model, "steps": 4, "budget": 9000, "samples": 10, "seed": seed, "method": method}
         return key | {"fid": fid, "evaluations": spent}
 
-    rows = [row(free_numbers.PRODUCT, seed, fid, 9000) for seed, fid in enumerate((1.0, 2.0, 4.0))]
+    rows = [row(free_numbers.SEARCH, seed, fid, 9000) for seed, fid in enumerate((1.0, 2.0, 4.0))]
     rows += [row("gradient", seed, fid, 1000 * seed) for seed, fid in enumerate((2.0, 1.0, 1.0))]
-    rows += [row(free_numbers.PRODUCT, 0, 5.0, 9000, "empirical")]
+    rows += [row(free_numbers.SEARCH, 0, 5.0, 9000, "empirical")]
     heads, _, product, gradient = [line for line in free_numbers.table(rows).splitlines() if line.startswith("|")]
     assert heads.count("4 steps, 9k, 10 samples") == 2
-    assert product == f"| {free_numbers.PRODUCT} | 2 [1, 4] (9k) | 5 [5, 5] (9k) | 1.00, 0 of 3 | 1.00, 0 of 1 |"
+    assert product == f"| {free_numbers.SEARCH} | 2 [1, 4] (9k) | 5 [5, 5] (9k) | 1.00, 0 of 3 | 1.00, 0 of 1 |"
     # ratios 2, 1/2 and 1/4: their geometric mean is (1/4)^(1/3)
     assert gradient == "| gradient | 1 [1, 2] (1k) |  | 0.63, 2 of 3 |  |"
 
@@ -105,7 +105,7 @@ def test_reduced_form_runs(
     reduced: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ways = ("CMA-ES, times and numbers, common noise", "COBYQA, numbers", "gradient from a grid, then pattern search")
-    monkeypatch.setattr(free_numbers, "METHODS", (free_numbers.PRODUCT, free_numbers.START, *ways))
+    monkeypatch.setattr(free_numbers, "METHODS", (free_numbers.SEARCH, free_numbers.START, *ways))
     free_numbers.main(reduced)
     text, rows = capsys.readouterr().out, json.loads((tmp_path / "found.json").read_text())
     assert text == (tmp_path / "found.md").read_text()
@@ -128,7 +128,7 @@ def test_reduced_form_runs(
     compare.judge.cache_clear()
 
 
-@pytest.mark.parametrize("method", [free_numbers.PRODUCT, "CMA-ES, numbers, fresh noise", "COBYQA, numbers"])
+@pytest.mark.parametrize("method", [free_numbers.SEARCH, "CMA-ES, numbers, fresh noise", "COBYQA, numbers"])
 def test_cost_is_what_the_network_was_asked(reduced: list[str], monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     asked, table = [0], [0]
     predict, figures = Model.predict, compare.Evaluator.intervals

@@ -303,8 +303,11 @@ class Reading:
         text = on_small(block.text)
         script = self.folder / "snippet.py"
         script.write_text("\n" * (block.line - 1) + text)
-        if "search(" in text:
-            shutil.rmtree(self.folder / "run")
+        if "search(" in text:  # into the folder that it names, where nothing of the page's commands may lie
+            for out in re.findall(r'"([a-z-]+)"', text):
+                assert out not in self.searched, f"{block.place}: a command has searched into {out} before"
+                if (self.folder / out / "plan.json").exists():
+                    shutil.rmtree(self.folder / out)
         self.names |= runpy.run_path(str(script), init_globals=self.names)
 
     def autodiffusion(self, words: list[str], place: str) -> None:
@@ -314,8 +317,10 @@ class Reading:
         if reduced is None:
             return self.only_read(words, place)
         out = option(reduced, "--out")
-        if words[0] == "search" and out and self.searched.get(out) != words:  # the same again goes on, another does not
-            shutil.rmtree(self.folder / out, ignore_errors=True)
+        if words[0] == "search" and out:  # the same again goes on, another does not
+            assert self.searched.get(out, words) == words, f"{place}: the page has another search in {out}"
+            if out not in self.searched:  # a reader's run of before
+                shutil.rmtree(self.folder / out, ignore_errors=True)
             self.searched[out] = words
         done = self.command(shlex.join(reduced))
         assert done.status == 0, f"{place}: autodiffusion {shlex.join(reduced)}\n{done.err}"

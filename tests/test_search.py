@@ -286,6 +286,20 @@ def test_estimates_on_more_samples_are_no_full_scores(run: Search, tmp_path: Pat
     assert drawn == sorted(score["value"] for event in full for score in event["scores"])
 
 
+def test_a_look_at_few_samples_takes_no_score_of_many_away() -> None:
+    """The search of layers races whole plans again that it has scored in full."""
+    full, other = Plan.of("ddim", [5.0]), Plan.of("ddim", [4.0])
+
+    def scored(samples: int, *values: float) -> dict[str, Any]:
+        scores = [{"plan": p.model_dump(mode="json"), "value": v} for p, v in zip((full, other), values, strict=False)]
+        return {"event": "scores", "samples": samples, "scores": scores}
+
+    events = [scored(500, 6.0, 7.0), scored(50, 4.0), scored(500, 5.0), scored(1000, 6.5)]
+    assert standings(events, resolve("metrics", "fid")) == {full: (1000, 6.5), other: (500, 7.0)}
+    assert standings(events[:2], resolve("metrics", "fid")) == {full: (500, 6.0), other: (500, 7.0)}
+    assert standings(events[:3], resolve("metrics", "fid"))[full] == (500, 5.0)
+
+
 def test_costs_of_a_teachers_reference_are_not_the_searchs(run: Search) -> None:
     progress = Counting()
     result = run(reference="teacher:20:300", progress=progress)

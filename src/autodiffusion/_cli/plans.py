@@ -25,7 +25,7 @@ def plans_command(
         str | None, typer.Argument(help="a plan's file or a published plan's name; without it, those are listed")
     ] = None,
     resample: Annotated[int | None, typer.Option(min=1, help="give the plan this number of steps")] = None,
-    out: Annotated[Path | None, typer.Option(help="file for the resampled plan")] = None,
+    out: Annotated[Path | None, typer.Option(help="file for the plan, resampled if that is asked for")] = None,
     sigmas: Annotated[
         bool, typer.Option("--sigmas", help="print its sigmas for other programs; also of a grid such as ays_sd:10")
     ] = False,
@@ -40,7 +40,7 @@ def plans_command(
     as_json: Json = False,
 ) -> None:
     """Lists the published plans; shows a plan, where it came from, its sigmas, or what a pipeline would do with it;
-    gives it another number of steps.
+    gives it another number of steps; writes it to a file.
     """
     from autodiffusion._plans.published import published, read
     from autodiffusion._plans.resample import resample as resampled
@@ -55,8 +55,6 @@ def plans_command(
         return print_json([_entry(*item) for item in published().items()]) if as_json else _print_list(published())
     noise = _noise(model, schedule) if sigmas else None
     chosen = _grid(plan, noise) or read(plan)
-    if resample is None and out:
-        raise InputError("--out is for a resampled plan; give --resample with a number of steps")
     if resample is not None:
         chosen = resampled(chosen, resample)
     follows = None if pipeline is None else _follows(chosen, pipeline)
@@ -68,7 +66,7 @@ def plans_command(
         print_json(entry) if as_json else print(f"follows: {follows}")
     elif noise:
         _print_sigmas(chosen, noise, as_json)
-    elif resample is None:
+    elif resample is None and not out:
         print_json([_entry(plan, chosen)]) if as_json else _print(chosen)
     elif as_json:
         print_json({"plan": chosen.model_dump(mode="json")})

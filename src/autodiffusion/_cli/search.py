@@ -147,7 +147,7 @@ def search_command(
         ),
     ] = None,
     finalists: Annotated[
-        int | None, typer.Option(help=usual("the best so many are compared again on fresh noise", "finalists"))
+        int | None, typer.Option(help=usual("how many of the best are compared again on fresh noise", "finalists"))
     ] = None,
     confirm_samples: Annotated[
         int | None, typer.Option(help=usual("for the figures on fresh noise", "confirm_samples"))

@@ -215,6 +215,7 @@ def standings(events: Sequence[dict[str, Any]], metric: Metric | KL) -> dict[Pla
     for event in events:
         if event["event"] == "scores" and event.get("anchor") is None:
             for entry in event["scores"]:
-                if (loss := _loss(entry, metric)) < math.inf:
-                    found[Plan.model_validate(entry["plan"])] = (event["samples"], loss)
+                plan, loss = Plan.model_validate(entry["plan"]), _loss(entry, metric)
+                if loss < math.inf and event["samples"] >= found.get(plan, (0, 0.0))[0]:
+                    found[plan] = (event["samples"], loss)
     return dict(sorted(found.items(), key=lambda item: (-item[1][0], item[1][1])))
