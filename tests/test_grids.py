@@ -64,6 +64,36 @@ def test_spacings_are_those_of_diffusers(theirs: Any, name: str, option: str, no
     assert np.abs(ours - np.array(stock.timesteps, dtype=np.float64)).max() < 1.01
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # in diffusers
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("karras", "use_karras_sigmas"),
+        ("exponential", "use_exponential_sigmas"),
+        ("log_snr", "use_exponential_sigmas"),
+        ("beta_sigmas", "use_beta_sigmas"),
+    ],
+)
+@pytest.mark.parametrize(("noise", "close"), [("cosine", 3e-3), ("scaled_linear", 0.11)])
+def test_spacings_without_signal_at_the_end_are_those_of_diffusers(
+    name: str, option: str, noise: str, close: float
+) -> None:
+    """Euler's begin at a sigma of 4096. On scaled_linear ours is 4508, twice that of the step before.
+
+    Their alphas_cumprod of 0.99996 is a float32, and so the least sigma to 0.2 %.
+    """
+    config = CONFIGS[noise] | {"rescale_betas_zero_snr": True}
+    stock = EulerDiscreteScheduler(**config, **{option: True}, timestep_spacing="linspace")
+    stock.set_timesteps(6)
+    schedule = NoiseSchedule.from_config(config)
+    times = grid(name, 6, schedule, continuous=True)
+    ours = [schedule.sigma(t) / schedule.alpha(t) for t in times]
+    np.testing.assert_allclose(ours, stock.sigmas[:-1], rtol=close)
+    assert round(ours[0]) == {"cosine": 4096, "scaled_linear": 4508}[noise]  # as docs/published.md has it
+    if name != "beta_sigmas":  # whose quantiles are nearly all of noise that no picture shows through
+        assert sum(t < 0.98 * schedule.last for t in times) >= 3
+
+
 def test_beta_is_of_times_and_diffusers_of_noise() -> None:
     times = {name: np.array(grid(name, 11, NOISE["linear"], continuous=True)) for name in ("beta", "beta_sigmas")}
     levels = np.array(ratios("beta_sigmas", 11, "linear"))

@@ -38,9 +38,12 @@ from autodiffusion._sampling.sampling import Cost, walk
 from autodiffusion.models._model import NOISE, generator
 from autodiffusion.models.diffusers import by_network
 from autodiffusion.models.mnist import FOLDER
+from autodiffusion.solvers._base import build, solve
 
 SEED = 5
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+ASK_ONCE = [name for name in known("solvers") if len(build(name, NoiseSchedule.linear()).moves([999.0])[0].ask) == 1]
+"""Solvers whose one step is one question: all but PLMS, which asks again in clean data."""
 
 pytestmark = [
     pytest.mark.usefixtures("offline"),
@@ -269,6 +272,22 @@ def test_parametrizations_agree(prediction: str, t: float) -> None:
     x = torch.randn(6, 1, 4, 4, generator=generator(0, 0, 0), dtype=torch.float64)
     x0 = torch.tanh(x.mean((1, 2, 3), keepdim=True)) * 0.5 + 0.1 * x
     torch.testing.assert_close(model.predict(x, t, None), (x - alpha * x0) / sigma, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("prediction", ["v_prediction", "sample"])
+@pytest.mark.parametrize("solver", ASK_ONCE)
+@pytest.mark.parametrize("betas", ["linear", "scaled_linear", "squaredcos_cap_v2"])
+def test_a_step_from_no_signal_is_what_the_network_says(prediction: str, solver: str, betas: str) -> None:
+    """Where all is noise a network that predicts v or the data still says all of the data."""
+    schedule = NoiseSchedule.from_config({"beta_schedule": betas, "rescale_betas_zero_snr": True})
+    x0 = torch.linspace(-0.9, 0.9, 16).view(1, 4, 4).expand(64, 1, 4, 4)
+    # by the definitions, at an alpha of 0: there v is -x0
+    said = {"v_prediction": -x0, "sample": x0}[prediction]
+    model = Model(lambda x, t, label: said, schedule, (1, 4, 4), prediction=prediction)  # type: ignore[arg-type]
+    noise = model.noise(range(64), SEED)
+    reached = solve(build(solver, schedule), lambda x, t: model.predict(x, t, None), noise, [999])
+    assert (reached - x0).abs().max() < 0.01
+    assert (reached - x0).mean().abs() < 1e-3
 
 
 def test_an_unknown_prediction_is_refused() -> None:

@@ -47,6 +47,7 @@ from torch import Tensor
 
 from autodiffusion import InputError, NoiseSchedule, Plan, Step, apply, load_model
 from autodiffusion._pipelines.turns import _turns, _users
+from autodiffusion._plans.grids import grid
 from autodiffusion._sampling.sampling import Beginnings, Cost, walk
 from autodiffusion.layers._switch import LeftOut
 
@@ -56,6 +57,8 @@ pytestmark = [
 ]
 
 TIMES = (900.0, 650.0, 300.0, 120.0)
+ZERO: dict[str, Any] = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+"""A schedule without signal at its end."""
 SOLVERS = ("ddim", "plms", "dpm_solver++", "pfdiff", "gls", "unipc")
 FROM_TEXT = (
     "StableDiffusionXLPipeline",
@@ -329,12 +332,27 @@ def test_over_a_scheduler_that_scales_its_input(cls: Any) -> None:
 
 
 def test_a_schedule_without_signal_at_the_end_is_the_configurations() -> None:
-    """Euler's scheduler has 2**-24 where the others have 0."""
-    zero = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
-    made = tiny(scheduler=EulerDiscreteScheduler(**(STOCK | zero)))
+    """Euler's scheduler has 2**-24 where the others have 0, and the configuration is the same."""
+    made = tiny(scheduler=EulerDiscreteScheduler(**(STOCK | ZERO)))
+    expected = NoiseSchedule.from_config(dict(made.pipe.scheduler.config)).alpha(999)
+    assert expected < 2**-12  # of this schedule less than theirs, for it falls to the end
     with apply(Plan.of("ddim", (999, 500)), made.pipe):
         found = made.pipe.scheduler.add_noise(torch.ones(1, 4, 8, 8), torch.zeros(1, 4, 8, 8), torch.tensor([999]))
-    assert found.max() < 1e-10
+    torch.testing.assert_close(found, torch.full((1, 4, 8, 8), expected), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(("count", "close"), [(1, 5e-4), (2, 5e-3), (4, 0.05)])
+def test_steps_from_no_signal_are_the_stock_schedulers(count: int, close: float) -> None:
+    """DDIM takes the clean data from v itself, without dividing by the signal that there is not.
+
+    We have a signal of 2e-4 there, and the random network makes ten times as much of a difference in each step.
+    """
+    made = tiny(scheduler=DDIMScheduler(timestep_spacing="trailing", clip_sample=False, **(STOCK | ZERO)))
+    stock = made.call(num_inference_steps=count)
+    times = tuple(made.pipe.scheduler.timesteps.tolist())
+    assert times == grid("trailing", count, NoiseSchedule.scaled_linear())
+    with apply(Plan.of("ddim", times), made.pipe):
+        assert apart(made.call(num_inference_steps=count), stock) < close
 
 
 # from an image

@@ -68,7 +68,10 @@ RayAddress = Annotated[
     str | None, typer.Option("--ray-address", help="of a running Ray cluster that they are on: auto or host:6379")
 ]
 Timeout = Annotated[
-    float | None, typer.Option(min=0.001, help="seconds allowed for a plan and a block of noise; a plan that takes longer has no score")
+    float | None,
+    typer.Option(
+        min=0.001, help="seconds allowed for a plan and a block of noise; a plan that takes longer has no score"
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="one JSON object on standard output, nothing else there")]
 SOLVERS = f"{', '.join(known('solvers'))} or package.module:attribute"

@@ -155,4 +155,4 @@ def _schedule(scheduler: Any, known: str) -> NoiseSchedule:
         and np.allclose(schedule.alphas_cumprod, rounded, 1e-3, 1e-7)
     ):
         return schedule
-    return NoiseSchedule(np.maximum(rounded, 1e-24))  # as from_config, where no signal is left at the end
+    return NoiseSchedule.without_zero(rounded)  # as from_config, where no signal is left at the end

@@ -184,10 +184,23 @@ class NoiseSchedule:
         return schedule.with_zero_terminal_snr() if config.get("rescale_betas_zero_snr") else schedule
 
     def with_zero_terminal_snr(self) -> NoiseSchedule:
-        """No signal left at T - 1 (Lin et al. 2024, algorithm 1); the last value is 1e-24, not 0, for the logarithm."""
+        """No signal left at T - 1 (Lin et al. 2024, algorithm 1), but for what :meth:`without_zero` leaves."""
         roots = np.sqrt(self.alphas_cumprod)
         roots = (roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])
-        return NoiseSchedule(np.maximum(roots**2, 1e-24))
+        return NoiseSchedule.without_zero(roots**2)
+
+    @classmethod
+    def without_zero(cls, alphas_cumprod: ArrayLike) -> NoiseSchedule:
+        """From ``alphas_cumprod`` whose last value may be 0, which logarithms cannot have, nor solvers.
+
+        Solvers find clean data as ``(x - sigma epsilon) / alpha`` in float32, where too small an alpha leaves nothing of
+        what a network says that predicts v or the data itself. The last value becomes that of diffusers' Euler, 2**-24,
+        or where the one before is small as well a quarter of that.
+        """
+        values = np.array(alphas_cumprod, dtype=np.float64)
+        if values.ndim == 1 and len(values) > 1 and values[-1] == 0:
+            values[-1] = min(2.0**-24, values[-2] / 4)
+        return cls(values)
 
     @staticmethod
     def flow(steps: int = 1000, shift: float = 1.0) -> NoiseSchedule:
