@@ -2,7 +2,8 @@
 
     python examples/sdxl.py run/plan.json "an astronaut riding a horse" --out astronaut.png
 
-`autodiffusion search` has made the plan, or it is a published one: `autodiffusion plans ays/sdxl/10 --out ays.json` writes it.
+`autodiffusion search` has made the plan, or it is a published one: `autodiffusion plans ays/sdxl/10 --out ays.json`
+writes it.
 """
 
 import argparse

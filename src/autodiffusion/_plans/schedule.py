@@ -193,9 +193,9 @@ class NoiseSchedule:
     def without_zero(cls, alphas_cumprod: ArrayLike) -> NoiseSchedule:
         """From ``alphas_cumprod`` whose last value may be 0, which logarithms cannot have, nor solvers.
 
-        Solvers find clean data as ``(x - sigma epsilon) / alpha`` in float32, where too small an alpha leaves nothing of
-        what a network says that predicts v or the data itself. The last value becomes that of diffusers' Euler, 2**-24,
-        or where the one before is small as well a quarter of that.
+        Solvers find clean data as ``(x - sigma epsilon) / alpha``, in float32. Too small an alpha leaves nothing there
+        of what a network says that predicts v or the data itself. A last value of 0 becomes that of diffusers' Euler,
+        2**-24, or a quarter of the one before where that is less.
         """
         values = np.array(alphas_cumprod, dtype=np.float64)
         if values.ndim == 1 and len(values) > 1 and values[-1] == 0:
