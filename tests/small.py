@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from autodiffusion import Model, NoiseSchedule
 from autodiffusion.layers import register
+from autodiffusion.metrics.fid import FID
 
 SHAPE = (1, 4, 4)
 WIDTH = 0.15
@@ -43,6 +44,23 @@ def model() -> Model:
         return (x - schedule.alpha(time) * denoise(x, time, schedule)) / schedule.sigma(time)
 
     return Model(network, schedule, SHAPE, features="small:features", name="small")
+
+
+def shifted_model() -> Model:
+    """The exact model on the noise schedule of Stable Diffusion, whose noise ends below that of some grids."""
+    schedule = NoiseSchedule.scaled_linear(1000)
+
+    def network(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        time = float(t[0])
+        return (x - schedule.alpha(time) * denoise(x, time, schedule)) / schedule.sigma(time)
+
+    return Model(network, schedule, SHAPE, features="small:features", name="shifted")
+
+
+class Sideways(FID):
+    """A metric that does not say which direction is better."""
+
+    better = "max"  # type: ignore[assignment]
 
 
 def broken_model() -> Model:

@@ -268,6 +268,7 @@ BAD_SEARCHES = {
     "no pair": ("{search} --solver-option eta", "is not NAME=VALUE"),
     "broken value": ("{search} --solver-option 'eta=[1'", "eta=[1"),
     "other strategy option": ("{search} --strategy-option sise=4", "option 'sise' is unknown"),
+    "no day": ("{search} --strategy-option size=2026-02-30", "--strategy-option size=2026-02-30: the value is not a"),
     "option of the other strategy": ("{search} --candidates 5", "option 'candidates' is of strategy optuna or random"),
     "device": ("{search} --device nonsense", "device 'nonsense' cannot be used"),
     "dtype": ("{search} --dtype nonsense", "dtype"),

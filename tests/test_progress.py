@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from autodiffusion import Plan
+from autodiffusion._plans.resample import resample
 from autodiffusion._search.contest import search_solvers
 from autodiffusion._search.several import search_several
 from autodiffusion._study.standing import Standing
@@ -189,6 +191,18 @@ def test_several_numbers_of_steps_say_which_one_runs(plain: None, real_images: P
     )
     search_several([3, 1], tmp_path, again, **given)
     assert again.done == [found[3].search_cost.evaluations]
+
+
+def test_several_numbers_of_steps_where_a_named_grid_does_not_fit(
+    plain: None, real_images: Path, tmp_path: Path
+) -> None:
+    """The second search begins with the grids that fit and the plan of the first."""
+    given = GIVEN | FEW | {"reference": str(real_images), "model": "small:shifted_model"}
+    found = search_several([1, 2], tmp_path, **given)
+    assert sorted(found) == [1, 2]
+    first = json.loads((tmp_path / "2" / "study.jsonl").read_text().splitlines()[1])
+    tried = [tuple(step["t"] for step in score["plan"]["steps"]) for score in first["scores"]]
+    assert resample(found[1].plan, 2).times in tried
 
 
 def test_several_solvers_say_which_one_runs(plain: None, real_images: Path, tmp_path: Path) -> None:

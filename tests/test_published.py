@@ -198,6 +198,8 @@ def test_plans_shows_one(command: Command) -> None:
 
 def test_a_published_plan_is_resampled(command: Command) -> None:
     assert command("plans sd-v1-4/coco/4/dpm_solver++ --resample 6 --out six.json")[0] == 0
+    assert command("plans ays/sdxl/10 --out ays.json").out.startswith("ays.json: dpm_solver++ at 999, ")
+    assert Plan.load("ays.json") == published()["ays/sdxl/10"]
     assert len(Plan.load("six.json").steps) == 6
 
 

@@ -210,6 +210,13 @@ def test_random_search_draws_from_everywhere() -> None:
     np.testing.assert_allclose(times.mean(0), 1000 * np.arange(6, 0, -1) / 7, atol=5 * 160 / math.sqrt(300))
 
 
+def test_random_search_takes_no_more_starts_than_candidates() -> None:
+    starts = [SPACE.plan(np.array([900.0, 700.0, 500.0, 300.0, 200.0, float(t)])) for t in range(100, 111)]
+    strategy = build("random", SPACE, starts, 0, {"candidates": 5})
+    assert strategy.ask() == starts[:5]
+    assert strategy.ask() == []
+
+
 def test_random_search_counts_the_starts() -> None:
     populations = run(build("random", SPACE, starts(), 0, {"candidates": 25, "population": 10}))
     assert [len(plans) for plans in populations] == [10, 10, 5]

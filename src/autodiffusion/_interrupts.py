@@ -14,7 +14,7 @@ _asked = threading.Event()
 
 @contextmanager
 def patient() -> Iterator[None]:
-    """Within it, the first Ctrl-C waits for the next :func:`checkpoint`, and the second is one as ever.
+    """Within it, the first Ctrl-C waits for the next :func:`checkpoint`, or the end, and the second is one as ever.
 
     Only a main thread is told of signals; in any other nothing changes.
     """
@@ -34,7 +34,10 @@ def patient() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+        late = _asked.is_set()
         _asked.clear()
+    if late:
+        raise KeyboardInterrupt
 
 
 def asked() -> bool:

@@ -69,9 +69,7 @@ RayAddress = Annotated[
 ]
 Timeout = Annotated[
     float | None,
-    typer.Option(
-        min=0.001, help="seconds allowed for a plan and a block of noise; a plan that takes longer has no score"
-    ),
+    typer.Option(min=0.001, help="seconds allowed for a plan and a block of noise; a slower plan has no score"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="one JSON object on standard output, nothing else there")]
 SOLVERS = f"{', '.join(known('solvers'))} or package.module:attribute"
@@ -148,7 +146,7 @@ def pairs(texts: list[str] | None, option: str) -> dict[str, Any]:
             raise InputError(f"{option} {text}: is not NAME=VALUE")
         try:
             found[name] = yaml.safe_load(value)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError):  # the latter of a day that there is not
             raise InputError(f"{option} {text}: the value is not a number, true, false or a text") from None
     return found
 

@@ -217,14 +217,16 @@ def search_command(
     from autodiffusion._search.several import search_several
     from autodiffusion._views.progress import Progress
 
-    solvers = [name.strip() for name in str(options.get("solver", "")).split(",") if name.strip()]
+    solvers = _names(options.get("solver"))
+    if len(solvers) == 1:
+        [options["solver"]] = solvers
     if len(solvers) > 1 and len(counts) > 1:
         raise InputError(f"{where}: several solvers and several numbers of steps; give one of the two")
     found: dict[Path, Result] = {}
     with Progress() as progress:
         if len(solvers) > 1:
             options |= {"steps": counts[0]}
-            del options["solver"]
+            options.pop("solver")
             results_of = search_solvers(solvers, out, progress, where, **options)
             found = {out / name: result for name, result in results_of.items()}
         elif len(counts) > 1:
@@ -251,6 +253,12 @@ def search_command(
             f"confirmation: {result.confirm_cost.evaluations:,}"
         )
         print(f"{folder / 'plan.json'}  {folder / 'grid.png'}  {folder / 'report.html'}")
+
+
+def _names(given: object) -> list[str]:
+    """Names by commas, or a YAML file's list of them."""
+    texts = given if isinstance(given, list) else [] if given is None else str(given).split(",")
+    return [name for text in texts if (name := str(text).strip())]
 
 
 def _same(row: dict[str, Any], plan: Plan) -> bool:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from autodiffusion._evaluation.evaluate import Evaluator, derive_seed
+from autodiffusion._evaluation.evaluate import LARGEST, Evaluator, derive_seed
 from autodiffusion._plans.plan import Plan
 from autodiffusion._references.reference import Reference
 from autodiffusion._sampling.sampling import Tick, nfe
@@ -35,11 +34,14 @@ class Row:
     problem: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The row as the command line and the ledger give it; figures that are not finite become ``null``."""
-        scores = {
-            name: {key: value if math.isfinite(value) else None for key, value in asdict(interval).items()}
-            for name, interval in self.scores.items()
-        }
+        """The row as the command line and the ledger give it; figures that are not finite, or so large that a score
+        would be none, become ``null``.
+        """
+        scores = {}
+        for name, interval in self.scores.items():
+            bounds = asdict(interval)
+            usable = all(abs(bound) <= LARGEST for bound in bounds.values())  # not of what is not a number
+            scores[name] = bounds if usable else dict.fromkeys(bounds)
         return {
             "name": self.name,
             "plan": self.plan.model_dump(mode="json"),

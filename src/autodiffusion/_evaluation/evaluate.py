@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import math
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +26,8 @@ from autodiffusion.metrics.kl import KL
 from autodiffusion.models._model import Model
 
 BATCH_SIZE = 128
+LARGEST = 2.0**53
+"""No score is larger: a ledger takes none."""
 _pools = itertools.count()
 WIDE = 512
 """Features of more dimensions get a bootstrap of fewer resamples: one FID of 2,048 takes seconds on a CPU."""
@@ -83,8 +84,11 @@ class Evaluator:
         if isinstance(metric, KL):
             self._real_images(metric, 1)
         else:
-            blank = self.extractor(self.model.decode(torch.zeros(1, *self.model.shape)))
-            metric.fits(blank.take([0] * metric.minimum))
+            metric.fits(self.blank(metric.minimum))
+
+    def blank(self, samples: int) -> Features:
+        """The features of so many equal images, whose sample is 0 everywhere."""
+        return self.extractor(self.model.decode(torch.zeros(1, *self.model.shape))).take([0] * samples)
 
     def scores(
         self, plans: Sequence[Plan], metric: Metric | KL, samples: int, seed: int, tick: Tick | None = None
@@ -277,10 +281,11 @@ class Pool:
 
 
 def score_of(metric: Metric | KL, value: float | str, samples: int) -> Score:
-    """The score of a value, or of the reason why there is none."""
+    """The score of a value, or of the reason why there is none; one above :data:`LARGEST` is none."""
     if isinstance(value, str):
         return Score(metric.worst, samples, value)
-    return Score(value, samples) if math.isfinite(value) else Score(metric.worst, samples, f"the metric is {value}")
+    usable = abs(value) <= LARGEST  # not of what is not a number
+    return Score(value, samples) if usable else Score(metric.worst, samples, f"the metric is {value}")
 
 
 def derive_seed(seed: int, purpose: str) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 
 from autodiffusion._errors import InputError
 from autodiffusion._evaluation.evaluate import Score, derive_seed
+from autodiffusion._interrupts import checkpoint
 from autodiffusion._plans.plan import Plan
 from autodiffusion._sampling.sampling import Cost
 from autodiffusion._search.job import Job
@@ -41,6 +42,7 @@ def score_candidates(job: Job, metric: Metric | KL, study: Study, progress: Quie
     race, ledger = _race(job, metric), _Ledger(study)
     spent = 0
     for generation in itertools.count():
+        checkpoint()
         left = budget - spent
         plans = strategy.ask(left / price)
         samples = race.samples(strategy.share) if race else settings.samples

@@ -174,7 +174,9 @@ def _starts(settings: Settings, space: SearchSpace, model: Model, layers: Layere
     def make(name: str) -> Plan:
         return _start(name, space, model, layers, settings.seed)
 
-    return fitting(make) if settings.starts == list(NAMED) else {name: make(name) for name in settings.starts}
+    if not set(NAMED) <= set(settings.starts):
+        return {name: make(name) for name in settings.starts}
+    return fitting(make) | {name: make(name) for name in settings.starts if name not in NAMED}
 
 
 def _start(name: str, space: SearchSpace, model: Model, layers: LayeredSpace | None, seed: int) -> Plan:

@@ -20,6 +20,7 @@ from autodiffusion.features import Features
 Floats: TypeAlias = NDArray[np.float64]
 Indices: TypeAlias = NDArray[np.int64]
 
+Better: TypeAlias = Literal["lower", "higher"]
 Needs: TypeAlias = Literal["features", "logits", "spatial", "errors"]
 """What of the samples a value is made from."""
 GROUPS = 20
@@ -44,7 +45,7 @@ class Criterion(ABC):
         reference: what they are compared with.
     """
 
-    better: ClassVar[Literal["lower", "higher"]]
+    better: ClassVar[Better]
     needs: ClassVar[Needs]
 
     def __init__(self, reference: Reference) -> None:

@@ -32,7 +32,7 @@ class Random(Strategy):
     def propose(self, rng: np.random.Generator) -> list[Plan]:
         plans: list[Plan] = []
         if self.rounds == 0:
-            plans.extend(dict.fromkeys(self.starts))
+            plans.extend(list(dict.fromkeys(self.starts))[: self.candidates])
         count = min(self.population, self.candidates - len(self.seen)) - len(plans)
         self.new(plans, lambda: self.space.sample(rng), count)
         return plans
