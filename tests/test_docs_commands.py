@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib
-import json
 import re
 import runpy
 import shlex
@@ -285,7 +284,7 @@ class Reading:
         elif block.language == "python":
             self.python(block)
         elif block.language == "json":
-            json.loads(block.text)
+            Plan.model_validate_json(block.text)
         elif block.language == "sh":
             for words in commands(block.text):
                 assert words[0] in PROGRAMS, f"{block.place}: no rule for '{words[0]}'"

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from argparse import Namespace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import torch
 from autodiffusion import Evaluator, Model, NoiseSchedule, Plan
 from autodiffusion._sampling.sampling import Cost
 from autodiffusion.features import Extractor
+from autodiffusion.strategies import Strategy
+from autodiffusion.strategies.ladder import Ladder
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -75,6 +78,16 @@ def test_what_each_idea_saves_is_that_of_the_rows() -> None:
     assert whole == (RESULTS / "ablation.md").read_text()
     first = re.findall(r"^\| .*\n(?:\|.*\n)+", whole, re.MULTILINE)[0]
     assert first in (ROOT / "docs" / "search.md").read_text()
+
+
+def test_the_options_of_the_default_search_are_those_it_has() -> None:
+    page = (ROOT / "docs" / "search.md").read_text()
+    listed: dict[str, str] = {}
+    for names, defaults in re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| ([\w., ]+) \| ", page, re.MULTILINE):
+        listed |= zip(re.findall(r"\w+", names), defaults.split(", "), strict=True)
+    inherited = {field.name for field in fields(Strategy) if field.init}
+    own = {field.name: field.default for field in fields(Ladder) if field.init and field.name not in inherited}
+    assert listed == {name: f"{default:g}" if default is not True else "true" for name, default in own.items()}
 
 
 def test_the_first_page_shows_the_demo_as_the_readme_does() -> None:
