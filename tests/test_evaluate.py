@@ -531,6 +531,34 @@ def test_kl_scores_are_a_direct_computation(real_images: Path, end: float | None
         assert score.value == pytest.approx(bits, rel=1e-4)
 
 
+@pytest.mark.parametrize("off", [0.0, 0.125])
+@pytest.mark.parametrize("prediction", ["epsilon", "flow_prediction"])
+def test_kl_of_a_network_that_is_off_by_so_much(prediction: Any, off: float) -> None:
+    """Each term is the gain in signal-to-noise times the square of that, so that the steps between do not matter."""
+    flow = prediction == "flow_prediction"
+    schedule = NoiseSchedule.flow() if flow else NoiseSchedule.cosine(100)
+    images = torch.full((10, 1, 4, 4), 153, dtype=torch.uint8)
+    x0 = 153 / 127.5 - 1
+
+    def network(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        alpha, sigma = schedule.alpha(float(t[0])), schedule.sigma(float(t[0]))
+        epsilon = (x - alpha * (x0 + off)) / sigma
+        return epsilon - (x0 + off) if flow else epsilon
+
+    model = Model(network, schedule, (1, 4, 4), prediction=prediction)
+    features = load_features("small:features")
+    metric = build("kl", Reference.of(features(images), "flat", images=images))
+    times = [1000.0, 600.5, 30.0] if flow else [99.0, 60.0, 3.0]
+    for end in (None, 2.0):
+        if flow:
+            first, last = ((1000 - t) / t for t in (times[0], end or 1.0))
+        else:
+            squared = schedule.alphas_cumprod[[99, int(end or 0)]]
+            first, last = np.sqrt(squared / (1 - squared))
+        [score] = Evaluator(model, features).scores([Plan.of("ddim", times, end=end)], metric, 10, SEED)
+        assert score.value == pytest.approx(0.5 * (last**2 - first**2) * off**2 / math.log(2), rel=1e-4, abs=1e-5)
+
+
 def test_kl_asks_a_model_with_classes_for_its_null_class(real_images: Path) -> None:
     asked = []
 

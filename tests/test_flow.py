@@ -30,6 +30,9 @@ from autodiffusion._cli import app
 from autodiffusion._errors import InputError
 from autodiffusion._plans.flow import FlowSchedule, is_flow
 from autodiffusion._plans.grids import ALIGNED, NAMED, fitting, grid
+from autodiffusion._report.figures import occurrence
+from autodiffusion._report.figures.time_steps import grids
+from autodiffusion._report.run import Run
 from autodiffusion._sampling.sampling import sample
 from autodiffusion._spaces.space import SearchSpace
 from autodiffusion.export import sigmas, text
@@ -334,6 +337,10 @@ def gaussian(**options: Any) -> Model:
     return Model(Velocity(), NoiseSchedule.flow(shift=3.0), (3, 8, 8), name="gaussian", **options)
 
 
+def unshifted() -> Model:
+    return Model(Velocity(), FLOW, (3, 8, 8), prediction="flow_prediction", name="unshifted")
+
+
 def test_a_model_samples_its_data() -> None:
     model = gaussian()
     model.clip = False
@@ -408,6 +415,26 @@ def test_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, solver: str) ->
     rows = {row["name"]: row for row in result.rows}
     assert rows["found"]["scores"]["fid"]["value"] <= rows["uniform"]["scores"]["fid"]["value"] * 1.05
     sample(gaussian(), result.plan, 2)
+
+
+def test_the_report_has_the_whole_range_of_times(tmp_path: Path) -> None:
+    """Up to T, where all begins; and named grids are found again by the curve of the ledger, where none is shifted."""
+    names = ["linspace", "karras", "beta"]
+    options = {"population": 4, "generations": 1}
+    few = {"steps": 3, "samples": 8, "confirm_samples": 8, "starts": names, "strategy_options": options}
+    model = {"model": "test_flow:unshifted", "features": "test_flow:Pooled", "reference": "teacher:5:50"}
+    autodiffusion.search(Settings.of(**model, **few, strategy="evolution"), tmp_path / "run")
+    run = Run.of(tmp_path / "run")
+    assert (run.start["times"][0], run.start["times"][-1]) == (1, 1000)
+    made = occurrence.chart(run)
+    assert made is not None
+    assert 1000 in made.table.column("t")
+    [axes] = made.draw(made.table).axes
+    assert sum(patch.get_height() for patch in axes.patches) == len(made.table.rows)  # type: ignore[attr-defined]
+    found = grids(run)
+    assert {"linspace", "beta"} & set(found)
+    for name, plan in found.items():
+        np.testing.assert_allclose([step["t"] for step in plan["steps"]], grid(name, 3, FLOW), atol=1e-6)
 
 
 def test_the_command_line(tmp_path: Path) -> None:

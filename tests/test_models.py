@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,13 @@ from diffusers import (
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from scipy import stats
-from torch import Tensor
+from torch import Tensor, nn
 
-from autodiffusion import InputError, Model, NoiseSchedule, Plan, load_model
+from autodiffusion import Evaluator, InputError, Model, NoiseSchedule, Plan, load_model, sample
 from autodiffusion._names import known, modules
 from autodiffusion._plans.grids import grid
 from autodiffusion._sampling.sampling import Cost, walk
+from autodiffusion.features._base import load as load_features
 from autodiffusion.models._model import NOISE, generator
 from autodiffusion.models.diffusers import by_network
 from autodiffusion.models.mnist import FOLDER
@@ -293,6 +295,77 @@ def test_a_step_from_no_signal_is_what_the_network_says(prediction: str, solver:
 def test_an_unknown_prediction_is_refused() -> None:
     with pytest.raises(InputError, match="did you mean 'v_prediction'"):
         Model(lambda x, t, label: x, NoiseSchedule.linear(), (1, 4, 4), prediction="v-prediction")  # type: ignore[arg-type]
+
+
+# a decoder of one's own
+
+
+def decoded() -> Model:
+    """Samples twice as bright as their images, whose parts are modules as they are made: in training mode."""
+    brightness, classifier = nn.Conv2d(1, 1, 1), Ignoring(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)))
+    with torch.no_grad():
+        brightness.weight.fill_(0.5)
+        brightness.bias.zero_()  # type: ignore[union-attr]
+    return Model(
+        network=Ignoring(nn.Conv2d(1, 1, 1)),
+        schedule=NoiseSchedule.linear(),
+        shape=(1, 4, 4),
+        classes=3,
+        guidance_scale=0,
+        features="small:features",
+        classifier=classifier,
+        decoder=brightness,
+    )
+
+
+class Ignoring(nn.Module):
+    """A network that looks at nothing but the sample."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Any:
+        return self.network(x)
+
+
+def test_a_decoder_with_weights() -> None:
+    model = decoded()
+    bare = replace(model, decoder=None, clip=False)
+    [(_, x)] = walk(bare, [Plan.of("ddim", [999.0, 500.0])], range(3), 0, Cost())
+    images = sample(model, Plan.of("ddim", [999.0, 500.0]), 3)
+    assert torch.equal(images, bare.decode(0.5 * x))
+    images[0] = 0  # the user's own, to do with what he likes
+    evaluator = Evaluator(model, load_features("small:features"))
+    [found] = evaluator.features([Plan.of("ddim", [999.0, 500.0])], 3, 0)
+    assert not isinstance(found, str)
+    expected = evaluator.extractor(bare.decode(0.5 * x)).vectors
+    np.testing.assert_allclose(found.vectors, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_samples_are_decoded_where_the_model_is() -> None:
+    """What is checked before a search has not been there yet."""
+    seen = []
+
+    def decode(x: Tensor) -> Tensor:
+        seen.append(x.device.type)
+        return torch.zeros(x.shape)
+
+    Model(lambda x, t, label: x, NoiseSchedule.linear(), (1, 4, 4), decoder=decode, device="meta").decode(
+        torch.zeros(1, 1, 4, 4)
+    )
+    assert seen == ["meta"]
+
+
+def test_all_parts_of_an_own_model_are_moved() -> None:
+    model = load_model("test_models:decoded", dtype="bfloat16")
+    parts = {name: getattr(model, name) for name in ("network", "classifier", "decoder")}
+    assert not any(module.training for part in parts.values() for module in part.modules())
+    # the decoder gets samples, which are float32
+    kept = {name: next(part.parameters()).dtype for name, part in parts.items()}
+    assert kept == {"network": torch.bfloat16, "classifier": torch.bfloat16, "decoder": torch.float32}
+    model.guidance_scale = 1.0
+    assert sample(model, Plan.of("ddim", [999.0, 500.0]), 2).shape == (2, 1, 4, 4)
 
 
 # noise and conditions

@@ -43,6 +43,7 @@ from autodiffusion._study.study import Study, read_events, stored_settings
 from autodiffusion._views.progress import Quiet
 from autodiffusion.features._base import load as load_features
 from autodiffusion.metrics._build import build
+from autodiffusion.solvers._base import build as build_solver
 
 TESTS = Path(__file__).parent
 LADDER = {"strategy": "ladder", "strategy_options": {}}
@@ -486,6 +487,20 @@ def test_finalists_differ() -> None:
     thin, thinner, thinnest = (planned([90, 50, 20], skips) for skips in (pairs, one_more, two_more))
     assert choice([thin, thinner, thinnest], 4, 100) == [thin, thinnest]
     assert choice([best, thin], 4, 100) == [best, thin]
+
+
+def test_finalists_differ_in_free_numbers_from_the_plain_value() -> None:
+    """That of DDIM is its eta, 0; that of ancestral sampling likewise, 1."""
+    for solver, alike, other in (("ddim", 0.2, 0.8), ("euler_ancestral", 0.8, 0.2)):
+        free = build_solver(solver, NoiseSchedule.linear(100)).free(2)
+        plan = Plan.of(solver, [90, 50])
+        # neither is plain, and the second step of the first does not say its eta
+        first, near, far = (plan.tuned([{"eta": 0.5}, says]) for says in ({}, {"eta": alike}, {"eta": other}))
+        assert choice([first, near, far], 4, 100, free) == [first, far]
+        assert choice([plan, plan.tuned([{"eta": alike}, {}])], 4, 100, free) == [
+            plan,
+            plan.tuned([{"eta": alike}, {}]),
+        ]  # of which one alone is plain
 
 
 @given(st.lists(st.builds(planned, TIMES.map(lambda t: sorted(t)[::-1]), LEFT_OUT), max_size=12), st.integers(1, 5))

@@ -131,7 +131,8 @@ class Evaluator:
     ) -> list[tuple[Floats, Floats]]:
         """What the variational bound needs of each plan: (half log-SNR ``[K + 1]``, squared errors ``[K, samples]``).
 
-        The end of a plan that ends in clean data counts as time 0: the step from there to the data is the decoder's.
+        The end of a plan that ends in clean data counts as the training step with the least noise: the step from there
+        to the data is the decoder's.
         A time that several plans share is evaluated once.
         """
         images, schedule = self._real_images(metric, samples), self.model.schedule
@@ -144,7 +145,7 @@ class Evaluator:
                     self.cost.saved += samples
                 else:
                     errors[node] = self._denoising_errors(images, *node, seed, tick)
-            end = 0.0 if plan.end is None else plan.end
+            end = schedule.first if plan.end is None else plan.end
             log_snr = np.array([schedule.log_snr(t) for t in (*plan.times, end)])
             bounds.append((log_snr, np.stack([errors[node] for node in nodes])))
         return bounds
@@ -153,12 +154,12 @@ class Evaluator:
     def _denoising_errors(self, images: Tensor, t: float, skip: frozenset[int], seed: int, tick: Tick | None) -> Floats:
         """Mean squared errors ``[N]`` of the clean data predicted at ``t`` from noised real images, in [-1, 1]."""
         model, parts = self.model, []
-        alpha, sigma = model.schedule.alpha(t), model.schedule.sigma(t)
+        alpha, sigma, scale = model.schedule.alpha(t), model.schedule.sigma(t), model.schedule.scale(t)
         for block in blocks(len(images), self.batch_size):
             x0 = images[block.start : block.stop].to(model.device)
             x = alpha * x0 + sigma * model.noise(block, seed)
             with model.without(skip):
-                guess = (x - sigma * model.predict(x, t, model.recognize(x0))) / alpha
+                guess = (x - sigma * model.predict(x, t, model.recognize(x0))) / scale
             self.cost.evaluations += len(block)
             if tick:
                 tick(len(block))

@@ -37,7 +37,7 @@ def final_table(job: Job, metric: Metric | KL, reference: Reference, study: Stud
     if not ranked:
         raise RunError(f"no candidate scored costs at most {settings.max_cost}; give the search a larger budget")
     grids = _grids(job)
-    finalists = choice(ranked, settings.finalists, len(evaluator.model.schedule) - 1)
+    finalists = choice(ranked, settings.finalists, evaluator.model.schedule.last, job.space.free)
     starts = [plan for plan in ranked if plan in job.starts.values()][:1]
     starts += [plan for plan in ranked if not any(plan.params)][:1]
     raced = len(grids) + (len(finalists) + 2) * (len(finalists) > 1)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from autodiffusion._evaluation.evaluate import Evaluator, derive_seed
+from autodiffusion._plans.free import OfSteps
 from autodiffusion._plans.plan import Plan
 from autodiffusion._search.racing import Race
 from autodiffusion._study.settings import Settings
@@ -22,11 +23,14 @@ TURNED = 0.25
 """Or by how much in one of their free numbers."""
 
 
-def choice(ranked: Sequence[Plan], count: int, last: float) -> list[Plan]:
+def choice(ranked: Sequence[Plan], count: int, last: float, free: OfSteps = ()) -> list[Plan]:
     """The first ``count`` plans that differ: neighbours of the best have its luck with the search's noise.
 
     Two differ in their number of steps, in a node by :data:`APART` of the time range 0 to ``last``, in a free number by
-    :data:`TURNED`, or in a tenth of the layers left out.
+    :data:`TURNED`, in that one alone is plain, or in a tenth of the layers left out.
+
+    Args:
+        free: the numbers that are searched; a step that does not say one has its plain value.
     """
 
     def differ(one: Plan, other: Plan) -> bool:
@@ -36,9 +40,9 @@ def choice(ranked: Sequence[Plan], count: int, last: float) -> list[Plan]:
         pairs = [{(i, layer) for i, step in enumerate(plan.steps) for layer in step.skip} for plan in (one, other)]
         layers = len(pairs[0] ^ pairs[1]) > 0.1 * max(map(len, pairs))
         turned = any(
-            abs(params.get(name, 0.0) - others.get(name, 0.0)) >= TURNED
-            for params, others in zip(one.params, other.params, strict=True)
-            for name in {*params, *others}
+            abs(params.get(number.name, number.plain) - others.get(number.name, number.plain)) >= TURNED
+            for params, others, numbers in zip(one.params, other.params, free, strict=False)
+            for number in numbers
         )
         return layers or turned or bool(np.abs(np.diff(nodes, axis=0)).max() >= APART * last)
 

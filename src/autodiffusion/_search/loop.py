@@ -179,7 +179,7 @@ def _begin(job: Job, study: Study) -> None:
     if study.events:
         return
     schedule = job.evaluator.model.schedule
-    times = [float(t) for t in np.linspace(0, len(schedule) - 1, 201)]
+    times = [float(t) for t in np.linspace(schedule.first, schedule.last, 201)]
     study.record(
         {
             "event": "start",

@@ -149,4 +149,9 @@ def _own(
             f"model '{name}': its network is a function, which --device and --dtype cannot move; move what it calls "
             f"and give Model(..., device=..., dtype=...)"
         )
-    return replace(model, name=name if model.name == "own" else model.name, **given)
+    model = replace(model, name=name if model.name == "own" else model.name, **given)
+    if isinstance(model.classifier, torch.nn.Module):
+        model.classifier.to(model.device, model.dtype).eval()
+    if isinstance(model.decoder, torch.nn.Module):  # which gets float32
+        model.decoder.to(model.device).eval()
+    return model

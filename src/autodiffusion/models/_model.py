@@ -58,7 +58,7 @@ class Model:
             flow; it guides the model towards the labels (see :meth:`guide`).
         captions: what a text-to-image model is asked to show: a sample's label is then the number of its caption, which
             ``network`` looks up.
-        decoder: from samples ``[B, *shape]`` to images in [-1, 1], where samples are not images themselves.
+        decoder: from samples ``[B, *shape]``, float32, to images in [-1, 1], where samples are not images themselves.
     """
 
     network: Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -189,9 +189,10 @@ class Model:
             return alpha * output + sigma * x
         return self.schedule.slope((x - alpha * output) / sigma, output)
 
+    @torch.no_grad()
     def decode(self, x: Tensor) -> Tensor:
         """Finished samples as images: uint8 ``[B, C, H, W]`` on the CPU."""
-        images = x if self.decoder is None else self.decoder(x).float()
+        images = x if self.decoder is None else self.decoder(x.to(self.device)).float()
         return (images.clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8).cpu()
 
     @property

@@ -49,13 +49,13 @@ def grids(run: Run) -> dict[str, dict[str, Any]]:
     """
     first = [c.plan for c in run.candidates if c.round == 0]
     times, log_snr = np.array(run.start["times"]), np.array(run.start["log_snr"])
-    whole = np.arange(round(times[-1]) + 1)
+    whole = np.arange(round(times[0]), round(times[-1]) + 1)
     try:
         noise = NoiseSchedule(1 / (1 + np.exp(-2 * np.interp(whole, times, log_snr))))
         steps = run.settings.steps
         # real; and whole, since those that rounding makes equal are moved apart
         worked_out = fitting(
-            lambda name: [np.array(grid(name, steps, noise, continuous=real)) for real in (True, False)]
+            lambda name: [whole[0] + np.array(grid(name, steps, noise, continuous=real)) for real in (True, False)]
         )
     except InputError:  # a schedule of another kind, or of fewer times than steps
         return {}
