@@ -169,7 +169,7 @@ def chosen(job: Job, events: Sequence[dict[str, Any]], last: Best) -> list[Best]
         return []
     evaluator, fid = judge(job.model)
     assert isinstance(fid, Metric)
-    finalists = choice(list(standings(events, fid)), full.finalists, len(evaluator.model.schedule) - 1)
+    finalists = choice(list(standings(events, fid)), full.finalists, evaluator.model.schedule.last, ())
     before = evaluator.cost.evaluations
     settings = job.settings().model_copy(update={"confirm_samples": full.confirm_samples})
     plan = choose(finalists, fid, settings, evaluator, Quiet())

@@ -213,7 +213,7 @@ def found_by(task: Task, method: str) -> tuple[Plan, int]:
     ranked, spent = WAYS[method](task)
     settings, evaluator = task.settings(), task.job.evaluator
     plain = [plan for plan in [*ranked, task.start[0]] if not any(plan.params)][:1]
-    finalists = list(dict.fromkeys([*choice(ranked, settings.finalists, task.last), *plain]))
+    finalists = list(dict.fromkeys([*choice(ranked, settings.finalists, task.last, task.job.space.free), *plain]))
     before = evaluator.cost.evaluations
     plan = choose(finalists, task.fid, settings, evaluator, Quiet())
     return plan, spent + evaluator.cost.evaluations - before

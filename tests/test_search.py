@@ -468,25 +468,25 @@ def test_finalists_differ() -> None:
     """By a twentieth of the time range in one node, by their number of steps, or by a tenth of the layers left out."""
     best = planned([90, 50, 20])
     near, moved = planned([94.9, 45.1, 15.1]), planned([90, 50, 15])
-    assert choice([best, near, moved], 4, 100) == [best, moved]
-    assert choice([near, best, moved], 4, 100) == [
+    assert choice([best, near, moved], 4, 100, ()) == [best, moved]
+    assert choice([near, best, moved], 4, 100, ()) == [
         near
     ]  # compared with those that are chosen, of which it is the first
     far = planned([70, 50, 20])
-    assert choice([best, far, near, moved], 4, 100) == [best, far, moved]  # with all of them, not the last alone
-    assert choice([best, near, moved], 1, 100) == [best]
-    assert choice([best, near, moved], 4, 98) == [best, near, moved]
+    assert choice([best, far, near, moved], 4, 100, ()) == [best, far, moved]  # with all of them, not the last alone
+    assert choice([best, near, moved], 1, 100, ()) == [best]
+    assert choice([best, near, moved], 4, 98, ()) == [best, near, moved]
     fewer = planned([90, 50])
-    assert choice([best, fewer, moved], 2, 100) == [best, fewer]
-    assert choice([planned([90, 50], end=e) for e in (0, 4.9, 5)], 3, 100) == [
+    assert choice([best, fewer, moved], 2, 100, ()) == [best, fewer]
+    assert choice([planned([90, 50], end=e) for e in (0, 4.9, 5)], 3, 100, ()) == [
         planned([90, 50], end=0),
         planned([90, 50], end=5),
     ]
     pairs = [{0, 1, 2, 3, 4}, {0, 1, 2, 3, 4}, set()]  # ten are left out
     one_more, two_more = [*pairs[:2], {3}], [*pairs[:2], {3, 4}]
     thin, thinner, thinnest = (planned([90, 50, 20], skips) for skips in (pairs, one_more, two_more))
-    assert choice([thin, thinner, thinnest], 4, 100) == [thin, thinnest]
-    assert choice([best, thin], 4, 100) == [best, thin]
+    assert choice([thin, thinner, thinnest], 4, 100, ()) == [thin, thinnest]
+    assert choice([best, thin], 4, 100, ()) == [best, thin]
 
 
 def test_finalists_differ_in_free_numbers_from_the_plain_value() -> None:
@@ -513,7 +513,7 @@ def test_finalists_are_the_first_that_differ(ranked: list[Plan], count: int) -> 
         most = max(sum(len(step.skip) for step in plan.steps) for plan in (one, other))
         return max(moves) < 5 and 10 * changed <= most
 
-    chosen = choice(ranked, count, 100)
+    chosen = choice(ranked, count, 100, ())
     assert len(chosen) <= count
     assert not any(near(one, other) for one, other in itertools.combinations(chosen, 2))
     places = [ranked.index(plan) for plan in chosen]

@@ -23,7 +23,7 @@ TURNED = 0.25
 """Or by how much in one of their free numbers."""
 
 
-def choice(ranked: Sequence[Plan], count: int, last: float, free: OfSteps = ()) -> list[Plan]:
+def choice(ranked: Sequence[Plan], count: int, last: float, free: OfSteps) -> list[Plan]:
     """The first ``count`` plans that differ: neighbours of the best have its luck with the search's noise.
 
     Two differ in their number of steps, in a node by :data:`APART` of the time range 0 to ``last``, in a free number by
