@@ -38,7 +38,8 @@ import torch
 from cmaes import CMA
 from scipy.optimize import Bounds, minimize
 
-from autodiffusion._evaluation.evaluate import Pool, derive_seed, score_of
+from autodiffusion._evaluation.evaluate import derive_seed, score_of
+from autodiffusion._evaluation.pool import Pool
 from autodiffusion._plans.plan import Plan
 from autodiffusion._search.candidates import standings
 from autodiffusion._search.finalists import choice, choose

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from autodiffusion._evaluation.evaluate import Pool
+from autodiffusion._evaluation.pool import Pool
 from autodiffusion._names import resolve
 from autodiffusion._plans.plan import Plan
 from autodiffusion._search import loop

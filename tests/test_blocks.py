@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import small
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from autodiffusion import Evaluator, Plan, RunError
-from autodiffusion._evaluation.evaluate import Pool
+from autodiffusion._evaluation.pool import Pool
 from autodiffusion._sampling.blocks import Done, Sampler, Task
 from autodiffusion._sampling.errands import Here
 from autodiffusion._sampling.sampling import Tick
-from autodiffusion.features import Features
+from autodiffusion.features import Extractor, Features
 from autodiffusion.features._base import load as load_features
 
 COUNTS = (8, 20, 50)
@@ -128,6 +128,55 @@ def test_memory_that_is_too_small_for_one_sample_is_an_error() -> None:
     assert broken.most == 1
 
 
+def bytes_of(worker: Sampler) -> int:
+    """What the different tensors of all states take that are kept between tasks."""
+    points = [point for kept in worker._kept.values() for _, begun in kept.parts for point in begun._points.values()]
+    return sum({tensor.data_ptr(): tensor.nbytes for point in points for tensor in point.tensors}.values())
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpm_solver++", "plms"])
+def test_states_take_no_more_than_the_limit_and_the_noise(solver: str) -> None:
+    plans, samples = population(0, solver), 8
+    noise, kept = samples * small.model().noise([0], 0).nbytes, list[int]()
+    for limit in (1, 6 * noise, 2**30):
+        worker, late = sampler(), sampler()
+        late.most = 3
+        first = Task("a", 0, range(samples), tuple(plans[:5]), limit)
+        second = Task("a", 0, range(samples), tuple(plans[5:]), limit, 1, since=(first.plans,))
+        done = []
+        for one, task in ((worker, first), (worker, second), (late, second)):
+            done.append(one.run(task))
+            assert bytes_of(one) <= max(limit, noise)
+        assert done[1].cost == done[2].cost  # also of one that has less memory, and made them again
+        kept.append(bytes_of(worker))
+    assert noise == kept[0] < kept[1] < kept[2]
+
+
+def test_states_make_room_before_batches_become_smaller() -> None:
+    """On a device of fixed size, which the states of all blocks together do not fit into."""
+    plans = [Plan.of("ddim", [90.0, 50.0, t]) for t in (40.0, 30.0, 20.0, 10.0)]
+    worker, seen = sampler(), list[int]()
+    whole = worker.model.network
+
+    def network(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        seen.append(bytes_of(worker))
+        if len(x) * 1000 + bytes_of(worker) > 12_000:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(x, t, label)
+
+    def lived(one: Sampler) -> list[Done]:
+        """Two rounds on many blocks, whose states the second goes on from."""
+        tasks = [Task("a", 0, range(8 * i, 8 * i + 8), tuple(plans[:2]), 2**20) for i in range(5)]
+        again = [replace(task, plans=tuple(plans[2:]), step=1, since=(task.plans,)) for task in tasks]
+        return [one.run(task) for task in (*tasks, *again)]
+
+    worker.model.network = network
+    for found, expected in zip(lived(worker), lived(sampler()), strict=True):
+        assert found.cost == expected.cost
+    assert worker.most is None  # 8 samples fit
+    assert max(seen) > 4000  # not without running out of memory
+
+
 def test_a_device_that_has_failed_is_no_plans_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     def network(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
         raise RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be ...")
@@ -140,6 +189,20 @@ def test_a_device_that_has_failed_is_no_plans_fault(monkeypatch: pytest.MonkeyPa
     with pytest.raises(
         RunError, match=r"device 'cpu': failed \(RuntimeError: CUDA error: .*\); what was scored is kept"
     ):
+        list(Here(broken).each([task]))
+
+
+def test_a_device_that_fails_in_the_feature_network_is_not_unusable_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise getattr(torch, "AcceleratorError", RuntimeError)("CUDA error: device-side assert triggered\nmore")
+
+    broken = Sampler(small.model(), Extractor(Failing()))
+    task = Task("a", 0, range(8), (Plan.of("ddim", [50.0]),))
+    [(_, done)] = Here(broken).each([task])  # the device still computes
+    assert "CUDA error: device-side assert triggered" in str(done.found[0])
+    monkeypatch.setattr(Sampler, "sound", lambda self: False)
+    with pytest.raises(RunError, match=r"device 'cpu': failed \(.*CUDA error: .*\); what was scored is kept"):
         list(Here(broken).each([task]))
 
 

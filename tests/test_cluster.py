@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from autodiffusion import InputError, Plan, RunError, Settings, search
 from autodiffusion._sampling.actor import Recipe
 from autodiffusion._sampling.blocks import Done, Sampler, Task
 from autodiffusion._sampling.cluster import Cluster
-from autodiffusion._sampling.errands import Here
+from autodiffusion._sampling.errands import Errand, Here
 from autodiffusion._study.standing import Standing
 from autodiffusion._study.study import LEDGER, PLAN
 from autodiffusion._views.progress import Quiet
@@ -114,6 +114,27 @@ def test_a_plan_that_hangs_or_ends_its_worker_has_no_score(pair: Cluster, time: 
     assert (bad.found, bad.runs, bad.cost.evaluations) == ([reason], (), 0)
     assert_same(good, in_order(alone().each(tasks(*GOOD))))
     assert pair._made > made  # its worker was replaced
+
+
+def test_time_for_states_that_are_made_again_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Nobody:
+        """Ray, while no worker answers."""
+
+        def wait(self, *_: Any, **__: Any) -> tuple[list[Any], list[Any]]:
+            return [], []
+
+        def kill(self, actor: Any) -> None:
+            pass
+
+    monkeypatch.setattr("autodiffusion._sampling.cluster.package", Nobody)
+    one, *others = GOOD
+    fresh = Task("a", 0, range(8), (one,), 2**20)
+    later = replace(fresh, step=3, before=(one,), since=((others[0],), (others[1],)))
+    for task, waited, late in ((fresh, 11, True), (fresh, 9, False), (later, 39, False), (later, 41, True)):
+        workers = Cluster(RECIPE, 0, timeout=10.0)
+        workers._busy["it"] = (0, None, Errand(0, task), time.monotonic() - waited)
+        assert bool(workers._wait()) == late
+        assert bool(workers._busy) != late
 
 
 def test_workers_that_die_one_after_the_other_end_the_search(pair: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:

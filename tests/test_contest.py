@@ -106,6 +106,19 @@ def test_the_best_of_the_solvers_goes_on(real_images: Path, tmp_path: Path) -> N
     assert (tmp_path / winner / LEDGER).read_bytes() == before
 
 
+def test_a_finished_contest_starts_no_workers(
+    real_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = GIVEN | {"reference": str(real_images), "budget": 8000}
+    [(winner, result)] = search_solvers(["ddim", "plms"], tmp_path, **given).items()
+
+    def crew(*_: Any, **__: Any) -> None:
+        pytest.fail("workers are started")
+
+    monkeypatch.setattr("autodiffusion._search.crew.crew", crew)
+    assert search_solvers(["ddim", "plms"], tmp_path, workers=2, **given)[winner].rows == result.rows
+
+
 def _scores(folder: Path) -> list[dict[str, Any]]:
     return [entry for event in read_events(folder / LEDGER) if event["event"] == "scores" for entry in event["scores"]]
 

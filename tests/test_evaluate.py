@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from autodiffusion import Evaluator, InputError, Model, NoiseSchedule, Plan, sample
 from autodiffusion._cli._options import load_plan
 from autodiffusion._evaluation.confirm import confirm, figure
-from autodiffusion._evaluation.evaluate import Pool, derive_seed, describe
+from autodiffusion._evaluation.evaluate import derive_seed, describe
+from autodiffusion._evaluation.pool import Pool
 from autodiffusion._names import known
 from autodiffusion._plans.grids import grid
 from autodiffusion._plans.plan import Step

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from autodiffusion import Evaluator, Plan, load_model
-from autodiffusion._evaluation.evaluate import Pool
+from autodiffusion._evaluation.pool import Pool
 from autodiffusion._plans.plan import Step
 from autodiffusion._references.reference import load as load_reference
 from autodiffusion._sampling.sampling import Cost, walk

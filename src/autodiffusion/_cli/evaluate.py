@@ -79,7 +79,7 @@ def evaluate_command(
     Of a plan that leaves out layers it says what it costs as well, beside the same steps with the whole network.
     """
     from autodiffusion._evaluation.confirm import confirm
-    from autodiffusion._evaluation.timing import plan_times
+    from autodiffusion._evaluation.timing import fitting, plan_times
     from autodiffusion._sampling.sampling import nfe
     from autodiffusion._search.inputs import check_source, find_reference, found_elsewhere, prepare
     from autodiffusion._search.pricing import Pricing
@@ -106,7 +106,7 @@ def evaluate_command(
             raise RunError(f"{plan}: {row.problem}")
         if timed:
             progress.phase("measuring how long sampling takes", 0)
-            [time] = plan_times(loaded, [chosen], min(batch_size, samples))
+            [time] = fitting(lambda size: plan_times(loaded, [chosen], size), min(batch_size, samples))
     content = row.to_json()
     shown = {key: content[key] for key in ("plan", "samples", "seed", "nfe", "scores")}
     if not (partial or timed):

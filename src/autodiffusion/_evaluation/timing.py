@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -15,10 +16,12 @@ from torch import nn
 
 from autodiffusion._plans.plan import Plan
 from autodiffusion._plans.schedule import Floats
+from autodiffusion._sampling.memory import halved
 from autodiffusion._sampling.sampling import Cost, walk
 from autodiffusion._spaces.costs import Costs
 from autodiffusion.models._model import Model
 
+T = TypeVar("T")
 LEAST, MOST = 3, 25
 """Rounds of a measurement that count: so many even where one takes long, and no more where it is short."""
 PATIENCE = 3
@@ -56,6 +59,20 @@ class Clock:
         return float(elapsed)
 
 
+def fitting(measure: Callable[[int], T], batch_size: int) -> T:
+    """What ``measure`` finds of batches of ``batch_size`` samples, or of the largest half, quarter ... that fits.
+
+    A warning says which, as time for a sample depends on it.
+
+    Raises:
+        torch.OutOfMemoryError: memory does not suffice for a single sample.
+    """
+    size, found = halved(lambda size: (size, measure(size)), batch_size)
+    if size < batch_size:
+        warnings.warn(f"a batch of {batch_size} does not fit into memory; times are of batches of {size}", stacklevel=2)
+    return found
+
+
 def layer_times(model: Model, batch_size: int, seconds: float = 5.0) -> Costs:
     """What a prediction takes and what leaving out each layer saves, in milliseconds for one sample.
 
@@ -72,6 +89,9 @@ def layer_times(model: Model, batch_size: int, seconds: float = 5.0) -> Costs:
     Args:
         seconds: the measurement ends after the round in which they are over, but not before ``LEAST`` rounds, unless
             these take ``PATIENCE`` times as long.
+
+    Raises:
+        torch.OutOfMemoryError: such a batch does not fit into memory.
     """
     blocks = model.parts.blocks  # found before inference mode begins
     clock = Clock(torch.device(model.device))
@@ -147,6 +167,7 @@ def plan_times(
 
     Raises:
         InputError: a plan does not fit the model.
+        torch.OutOfMemoryError: such a batch does not fit into memory.
     """
     clock = Clock(torch.device(model.device))
     runs = list(dict.fromkeys([*plans, *(plan.leaving() for plan in plans)]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,6 +10,7 @@ from typing import Protocol, TypeAlias
 import torch
 
 from autodiffusion._plans.plan import Plan
+from autodiffusion._sampling.memory import halved
 from autodiffusion._sampling.sampling import Beginnings, Cost, Tick, begin, stretches, walk
 from autodiffusion.features import Extractor, Features
 from autodiffusion.models._model import Model
@@ -44,6 +44,11 @@ class Task:
     before: Plans = ()
     held: tuple[Plans, ...] = ()
     since: tuple[Plans, ...] = ()
+
+    @property
+    def walks(self) -> int:
+        """How many plans a worker walks at most: with those of the history, where it does not have their states."""
+        return len(self.plans) + len(self.before) + sum(map(len, self.since))
 
 
 @dataclass(frozen=True)
@@ -107,20 +112,16 @@ class Sampler:
             InputError: a plan cannot be followed.
             torch.OutOfMemoryError: memory does not suffice for a single sample.
         """
-        begun = time.monotonic()
-        while True:
-            try:
-                return replace(self._run(task, tick), seconds=time.monotonic() - begun)
-            except torch.OutOfMemoryError:
-                size = min(len(task.block), self.most or len(task.block))
-                if size == 1:
-                    raise
-                self.most = -(-size // 2)
-            # not within the except, where the error still holds what did not fit
-            self._kept.pop((task.noise, task.block.start), None)
-            gc.collect()
-            torch.cuda.empty_cache()
-            tick = None  # what is done again has been shown
+        begun, whole = time.monotonic(), min(len(task.block), self.most or len(task.block))
+
+        def attempt(size: int) -> Done:
+            nonlocal tick
+            shown, tick = tick, None  # what is done again has been shown
+            if size < whole:
+                self.most = size
+            return self._run(task, shown)
+
+        return replace(halved(attempt, whole, self._free), seconds=time.monotonic() - begun)
 
     def sound(self) -> bool:
         """Whether the device still computes; after some faults of a GPU nothing in this process does on it."""
@@ -132,6 +133,12 @@ class Sampler:
     def forget(self, noise: str) -> None:
         """Frees the states of a noise."""
         self._kept = {place: kept for place, kept in self._kept.items() if place[0] != noise}
+
+    def _free(self) -> bool:
+        """Gives up all states, and says whether there were any; what is gone on from again is then made again."""
+        there = bool(self._kept)
+        self._kept.clear()
+        return there
 
     def _run(self, task: Task, tick: Tick | None) -> Done:
         cost, place = Cost(), (task.noise, task.block.start)
@@ -145,6 +152,7 @@ class Sampler:
                     problems[i] = problems.get(i, 0) + bad
                 else:
                     found[i].append(self.extractor(self.model.decode(x)))
+            begun.trim()
         if task.limit:
             kept.step += 1
             self._kept[place] = kept
@@ -165,14 +173,16 @@ class Sampler:
         if kept is None or kept.step != task.step or len(kept.parts[0][0]) > size:
             edges = range(task.block.start, task.block.stop, size)
             parts = [range(start, min(start + size, task.block.stop)) for start in edges]
-            share = task.limit // len(parts)
-            kept = _Kept(task.step, [(part, begin(self.model, part, task.seed, share)) for part in parts])
+            # of the limit as much as of the samples, so that parts of any length keep the same states
+            limits = [task.limit * len(part) // len(task.block) for part in parts]
+            begun = [begin(self.model, part, task.seed, limit) for part, limit in zip(parts, limits, strict=True)]
+            kept = _Kept(task.step, list(zip(parts, begun, strict=True)))
             self._sample_again(kept, task.before, task.seed)
-            self._free(kept, task.held)
+            self._forget_others(kept, task.held)
             for plans in task.since:
                 self._sample_again(kept, plans, task.seed)
         elif not task.since:
-            self._free(kept, task.held)
+            self._forget_others(kept, task.held)
         return kept
 
     def _sample_again(self, kept: _Kept, plans: Sequence[Plan], seed: int) -> None:
@@ -180,9 +190,10 @@ class Sampler:
         for part, begun in kept.parts:
             for _ in walk(self.model, plans, part, seed, Cost(), None, begun):
                 pass
+            begun.trim()
 
-    def _free(self, kept: _Kept, held: Sequence[Plans]) -> None:
-        """Frees the states that do not lie on the ways of the plans held, each time that it was said."""
+    def _forget_others(self, kept: _Kept, held: Sequence[Plans]) -> None:
+        """Forgets the states that do not lie on the ways of the plans held, each time that it was said."""
         for plans in held:
             ways = [tuple(stretch.key for stretch in stretches(plan, self.model)) for plan in plans]
             for _, begun in kept.parts:

@@ -40,7 +40,8 @@ class Cluster:
     Attributes:
         count: workers wanted; ``None`` for as many as the cluster has GPUs, or CPUs where the model is not on a GPU,
             also when that changes. There may be fewer for a time.
-        timeout: seconds that a plan may take on a block; then its worker is replaced.
+        timeout: seconds that a plan may take on a block, one whose states are made again included; then its worker is
+            replaced.
     """
 
     def __init__(
@@ -168,7 +169,7 @@ class Cluster:
             self._prepared(ref)
         now = time.monotonic()
         for ref, (_, actor, errand, since) in list(self._busy.items()):
-            if now - since > self.timeout * len(errand.next.plans):
+            if now - since > self.timeout * errand.next.walks:
                 del self._busy[ref]
                 self._replace(actor)
                 errand.failed(f"sampling took longer than {self.timeout:g} s")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from autodiffusion._errors import InputError
 from autodiffusion._plans.plan import Plan, tidy
+from autodiffusion._sampling.memory import in_blocks
 from autodiffusion.models._model import LABELS, Model
 from autodiffusion.solvers import Move, Solver, State
 from autodiffusion.solvers._base import Guided, build
@@ -95,8 +96,8 @@ class Beginnings:
     """Points that plans on one block of noise have passed, for plans that begin alike.
 
     Attributes:
-        limit: bytes that may stay between two plans; what was used longest ago goes first. The points of the last plan
-            always stay.
+        limit: bytes that may stay between two plans, besides the points of the last; what was used longest ago goes
+            first.
         condition: what the block's samples are asked to show.
     """
 
@@ -116,9 +117,9 @@ class Beginnings:
         """Adds the point to which ``keys`` lead."""
         self._points[keys] = point
 
-    def trim(self, keys: Keys) -> None:
-        """Forgets what is over the limit, but nothing on the way of ``keys``."""
-        way = {keys[:n] for n in range(len(keys) + 1)}
+    def trim(self, keys: Keys | None = None) -> None:
+        """Forgets what is over the limit, but nothing on the way of ``keys``; without a way all but the noise."""
+        way = {()} if keys is None else {keys[:n] for n in range(len(keys) + 1)}
         counted, total = set[int](), 0
         latest = list(reversed(self._points))
         # the way first, then what was used last; what several points hold takes memory once
@@ -128,6 +129,8 @@ class Beginnings:
             total += sum(new.values())
             if total > self.limit and place not in way:
                 del self._points[place]
+            elif total > self.limit and keys is None:
+                self._points[place].said = None
 
     def keep_only(self, ways: Iterable[Keys]) -> None:
         """Forgets what does not lie on any of these ways, and what the network said: that depends on who came last."""
@@ -239,16 +242,20 @@ def sample(
 ) -> Tensor:
     """Images 0 to ``count`` - 1 of ``plan``: uint8 ``[count, C, H, W]`` on the CPU. Image i depends on (seed, i).
 
+    Args:
+        batch_size: how many are made at a time; fewer where memory does not suffice for that.
+
     Raises:
         InputError: ``count`` below 1, or a plan that the model cannot follow.
     """
     if count < 1:
         raise InputError(f"sample: count = {count} is less than 1; give how many images to make")
-    images = []
-    for block in blocks(count, batch_size):
-        for _, x in walk(model, [plan], block, seed, Cost(), tick):
-            images.append(model.decode(x))
-    return torch.cat(images)
+
+    def drawn(block: range) -> Tensor:
+        [(_, x)] = walk(model, [plan], block, seed, Cost(), tick)
+        return model.decode(x)
+
+    return torch.cat(in_blocks(drawn, count, batch_size))
 
 
 def blocks(count: int, size: int) -> list[range]:

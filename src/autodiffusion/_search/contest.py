@@ -77,8 +77,9 @@ def search_solvers(
                 _finishing(where, options | {"steps": field[name].steps}, name, None, model)
             except InputError as error:
                 raise InputError(f"{where}: {GENERAL} cannot go on from {name}: {error}") from None
-    # whose plan is there already needs nobody
-    with nullcontext() if (out / PLAN).exists() else crew_of(next(iter(field.values()))) as workers:
+    # whose plan is there already needs nobody else, nor do those that have lost
+    here = nullcontext(job.evaluator.workers)
+    with here if (out / PLAN).exists() else crew_of(next(iter(field.values()))) as workers:
         work = (progress, model, times, workers)
         winner, start = _race(field, out, (*LOOKS, 1.0) if general else LOOKS, *work)
         settings = field[winner]

@@ -113,9 +113,9 @@ def measured(settings: Settings, model: Model, times: Costs | None) -> Costs | N
         return None
     model.check(frozenset())
     if times is None:
-        from autodiffusion._evaluation.timing import layer_times
+        from autodiffusion._evaluation.timing import fitting, layer_times
 
-        times = layer_times(model, settings.batch_size)
+        times = fitting(lambda size: layer_times(model, size), settings.batch_size)
     if len(times.saved) != len(model.layers):
         raise InputError(f"the layer times are of {len(times.saved)} layers, {model.name} has {len(model.layers)}")
     return times

@@ -9,7 +9,8 @@ from typing import TypeAlias
 
 import numpy as np
 
-from autodiffusion._evaluation.evaluate import Evaluator, Pool, Score, score_of
+from autodiffusion._evaluation.evaluate import Evaluator, Score, score_of
+from autodiffusion._evaluation.pool import Pool
 from autodiffusion._plans.plan import Plan
 from autodiffusion._plans.schedule import Floats
 from autodiffusion._sampling.sampling import Cost, Tick

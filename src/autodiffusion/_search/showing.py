@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from autodiffusion._evaluation.timing import plan_times
+from autodiffusion._evaluation.timing import fitting, plan_times
 from autodiffusion._plans.plan import Plan
 from autodiffusion._report.mosaics import GRID, picture
 from autodiffusion._report.run import SAMPLING_TIMES
@@ -39,7 +39,7 @@ def show(model: Model, settings: Settings, rows: Sequence[Mapping[str, Any]], ou
         _picture(model, settings, plans, out / GRID, progress)
     if not (out / SAMPLING_TIMES).exists():
         progress.phase("measuring how long sampling takes", 0)
-        _time(model, settings.batch_size, plans, out / SAMPLING_TIMES)
+        fitting(lambda size: _time(model, size, plans, out / SAMPLING_TIMES), settings.batch_size)
 
 
 def _picture(model: Model, settings: Settings, plans: dict[str, Plan], path: Path, progress: Quiet) -> None:

@@ -105,6 +105,8 @@ class Extractor:
             raise
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
+            if "CUDA error" in reason:  # torch.AcceleratorError, before torch 2.8 a RuntimeError: the device's fault
+                raise
             raise InputError(
                 f"features '{self.name}': images of shape {list(images.shape[1:])} do not fit the network ({reason})"
             ) from error
