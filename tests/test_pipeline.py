@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
 import re
 import runpy
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import (
@@ -38,7 +41,7 @@ import autodiffusion
 from autodiffusion import Applied, InputError, Model, NoiseSchedule, Plan, Step, apply
 from autodiffusion._names import known
 from autodiffusion._pipelines.plan_scheduler import PlanScheduler
-from autodiffusion._pipelines.turns import _turns, _users
+from autodiffusion._pipelines.turns import _turns, _users, same_time
 from autodiffusion._plans.grids import grid
 from autodiffusion._sampling.sampling import Beginnings, Cost, walk
 from autodiffusion.layers._switch import LeftOut
@@ -342,6 +345,76 @@ def test_a_run_that_was_broken_off_is_not_gone_on_with() -> None:
             pipe.scheduler.set_timesteps(4)
             pipe.scheduler.step(x, 900, x)
             assert torch.equal(call(pipe)[0], expected)
+
+
+def broken_off() -> Any:
+    """A pipeline of which Ctrl-C comes between the network and its scheduler, in the second of four steps."""
+    pipe = pipeline("ddpm")
+    apply(Plan(solver="ddim", steps=tuple(Step(t=t, skip={0, 2}) for t in TIMES)), pipe)
+    step, calls = pipe.scheduler.step, []
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return step(*args, **kwargs)
+
+    pipe.scheduler.step = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        call(pipe)
+    return pipe
+
+
+def test_a_run_that_was_broken_off_leaves_the_network_whole_for_others() -> None:
+    x = torch.ones(1, 3, 8, 8)
+    for t in (5, torch.tensor(5), torch.tensor([5.0]), 100.5):
+        network = broken_off().unet
+        assert torch.equal(network(x, timestep=t).sample, unet()(x, t).sample)
+    other, broken = pipeline("ddim"), broken_off()
+    expected = call(other, num_inference_steps=3)[0]
+    other.unet = broken.unet
+    assert torch.equal(call(other, num_inference_steps=3)[0], expected)
+    # and the plan is still followed by the pipeline that it was applied to
+    plan = Plan(solver="ddim", steps=tuple(Step(t=t, skip={0, 2}) for t in TIMES))
+    assert apart(call(broken)[0], ours(pipeline("ddpm"), plan)) < 1e-4
+
+
+def test_a_run_that_was_broken_off_keeps_nothing_alive() -> None:
+    pipe = broken_off()
+    network = weakref.ref(pipe.unet)
+    assert len(_turns)
+    del pipe
+    gc.collect()
+    assert network() is None
+    assert not len(_turns)
+
+
+def test_a_call_in_the_midst_is_whole_and_told() -> None:
+    """It might have been the beginning of another pipeline's call."""
+    pipe, x = pipeline("ddpm"), torch.ones(2, 3, 8, 8)
+    plan = Plan(solver="ddim", steps=tuple(Step(t=t, skip={0, 2}) for t in TIMES))
+    with apply(plan, pipe):
+        pipe.scheduler.set_timesteps(4)
+        said = pipe.unet(x, TIMES[0]).sample
+        assert not torch.equal(said, unet()(x, TIMES[0]).sample)
+        x = pipe.scheduler.step(said, TIMES[0], x).prev_sample
+        assert torch.equal(pipe.unet(x, 7).sample, unet()(x, 7).sample)
+        with pytest.raises(InputError, match="broken off"):
+            pipe.scheduler.step(said, TIMES[1], x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("divisor", [1, 1000])
+def test_times_are_known_again_in_any_precision(dtype: torch.dtype, divisor: int) -> None:
+    """As Flux's pipelines hand them on: cast, repeated for the batch, divided."""
+    for t in np.linspace(1, 1000, 700):
+        given = torch.tensor([t], dtype=torch.float32).expand(2).to(dtype) / divisor
+        assert same_time(given, t / divisor)
+        assert not same_time(given, 1.05 * t / divisor)
+    assert same_time(torch.tensor(7), 7.0)
+    assert same_time(7, 7.0)
+    assert not same_time(torch.tensor(7), 8.0)
+    assert not same_time(torch.tensor([999.0]), 998.9)
 
 
 def test_an_exception_in_the_with_removes_the_plan() -> None:

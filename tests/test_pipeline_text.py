@@ -193,6 +193,25 @@ def test_callbacks_are_called_once_an_evaluation(solver: str) -> None:
     assert apart(sample, expected) < 1e-4
 
 
+def test_a_callback_may_break_off_for_a_pipeline_on_the_same_network() -> None:
+    made, plan = tiny(), Plan(solver="ddim", steps=tuple(Step(t=t, skip={0, 2}) for t in TIMES))
+    other = StableDiffusionPipeline(**made.pipe.components, requires_safety_checker=False)
+    other.scheduler = DDIMScheduler(**STOCK)
+    other.set_progress_bar_config(disable=True)
+    whole = other(**made.options, num_inference_steps=3, output_type="latent", generator=torch.Generator()).images
+
+    def enough(pipe: Any, step: int, t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        pipe._interrupt = step >= 1
+        return kwargs
+
+    with apply(plan, made.pipe):
+        expected = made.call()
+        made.call(callback_on_step_end=enough)
+        again = other(**made.options, num_inference_steps=3, output_type="latent", generator=torch.Generator()).images
+        assert torch.equal(again, whole)
+        assert torch.equal(made.call(), expected)
+
+
 def test_a_callback_that_changes_the_sample_is_refused() -> None:
     made, (_, plan) = tiny(), plans("ddim")
     with apply(plan, made.pipe):

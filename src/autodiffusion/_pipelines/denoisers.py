@@ -15,6 +15,9 @@ from autodiffusion._errors import InputError
 Network: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """Of a :class:`Model`: (x ``[B, ...]``, t ``[B]``, label ``[B]`` or ``None``) -> prediction."""
 
+PER_TIME = 1000
+"""What Flux's pipelines divide a time by before they ask their network."""
+
 TOKENS = 77
 """Length of the text; which layers there are does not depend on it."""
 
@@ -84,7 +87,7 @@ def _flux(transformer: Any) -> tuple[Network, int | None]:
             tokens,
             encoder_hidden_states=text,
             pooled_projections=x.new_zeros(len(x), config.pooled_projection_dim),
-            timestep=t / 1000,
+            timestep=t / PER_TIME,
             img_ids=x.new_zeros(tokens.shape[1], 3),
             txt_ids=x.new_zeros(TOKENS, 3),
             guidance=x.new_ones(len(x)) if config.guidance_embeds else None,
@@ -141,6 +144,11 @@ def blends(name: str, network: Any) -> bool:
     """
     given, made = network.config.in_channels, network.config.out_channels
     return name.endswith("InpaintPipeline") and given == (made or given)
+
+
+def divisor(name: str) -> int:
+    """What pipelines of this class divide a time by before they ask their network."""
+    return PER_TIME if PIPELINES[name] == _FLUX else 1
 
 
 def flows(name: str) -> bool:

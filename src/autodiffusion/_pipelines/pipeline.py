@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from autodiffusion._errors import InputError, nearest
 from autodiffusion._pipelines import turns
-from autodiffusion._pipelines.denoisers import PIPELINES, blends, flows
+from autodiffusion._pipelines.denoisers import PIPELINES, blends, divisor, flows
 from autodiffusion._pipelines.plan_scheduler import PlanScheduler
 from autodiffusion._plans.flow import FlowSchedule, is_flow
 from autodiffusion._plans.plan import Plan
@@ -72,7 +72,7 @@ def apply(plan: Plan, pipe: Any) -> Applied:
     before = getattr(pipe, "scheduler", None)
     stock = before.stock if isinstance(before, PlanScheduler) else before
     name, model = _model(pipe, stock)
-    scheduler = PlanScheduler(pipe, stock, plan, model, blends(name, model.module))
+    scheduler = PlanScheduler(pipe, stock, plan, model, blends(name, model.module), divisor(name))
     if isinstance(before, PlanScheduler) and before.pipe is pipe:  # pipelines may be made of another's components
         before.remove()
     return Applied(plan, pipe, scheduler, model.module if scheduler.skips else None)

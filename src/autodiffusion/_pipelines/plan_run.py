@@ -57,6 +57,21 @@ class Run:
     asked: Tensor | None = None
     drawn: dict[int, Tensor] = field(default_factory=dict)
 
+    @property
+    def awaited(self) -> float:
+        """The time at which the network is asked next."""
+        return self.path[self.move].move.ask[len(self.answers)]
+
+    def returned(self, sample: Tensor) -> bool:
+        """Whether the sample is as it was returned. Pipelines that guide may have repeated the first half of it."""
+        asked = self.asked
+        assert asked is not None
+        if len(sample) % 2 == 0:
+            one, other = sample.chunk(2)
+            if torch.equal(one, other):
+                sample, asked = one, asked[: len(one)]
+        return torch.allclose(sample, asked, rtol=0, atol=0, equal_nan=True)
+
     def go_on(self) -> Tensor:
         """As far as the answers allow: the next point to be asked, or the sample at the end."""
         while self.move < len(self.path):

@@ -46,6 +46,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # confi
         plan: is checked against the network's layers and noise schedule.
         model: of the pipeline's network.
         blends: whether the pipeline puts the known part of an image into the sample after each step.
+        divisor: what it divides a time by before it asks the network.
 
     Raises:
         InputError: the plan is none that a pipeline with this network can follow.
@@ -54,10 +55,11 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # confi
     init_noise_sigma = 1.0
     remove: Callable[[], None]
 
-    def __init__(self, pipe: Any, stock: Any, plan: Plan, model: Model, blends: bool = False) -> None:
+    def __init__(self, pipe: Any, stock: Any, plan: Plan, model: Model, blends: bool = False, divisor: int = 1) -> None:
         configured: Any = self
         configured.register_to_config(**stock.config)
-        self.pipe, self.stock, self._plan, self._model, self._blends = pipe, stock, plan, model, blends
+        self.pipe, self.stock, self._plan, self._model = pipe, stock, plan, model
+        self._blends, self._divisor = blends, divisor
         self._whole = self._path = stretches(plan, model)
         if self._whole[0].move.ask[0] != self._whole[0].move.t:
             raise InputError(
@@ -237,7 +239,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # confi
                 returned.
         """
         if not self._begun:
-            raise InputError("scheduler: the plan is at its end or not begun; set_timesteps begins it")
+            raise InputError("scheduler: the plan is at its end, broken off or not begun; set_timesteps begins it")
         run = self._run
         if run is None:
             first = float(self._times[self._first])
@@ -249,7 +251,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # confi
                 warnings.warn("eta and clipping are those of the plan, not of this call", stacklevel=2)
             state = State(sample.to(torch.promote_types(sample.dtype, torch.float32)))
             run = self._run = Run(self._path, self._model, state, generator)
-        elif not self._blends and sample is not run.asked and not _same(sample, run.asked):
+        elif not self._blends and sample is not run.asked and not run.returned(sample):
             self.stop()
             raise InputError(
                 "scheduler: the sample was changed between two steps; that cannot be while following a plan"
@@ -265,8 +267,17 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # confi
         raise InputError("scheduler: a plan is applied to this pipeline; .remove() it before saving")
 
     @contextmanager
-    def asking(self) -> Iterator[None]:
-        """A context for a call of the network, without the layers that the plan leaves out there."""
+    def asking(self, at: Tensor | float | None) -> Iterator[None]:
+        """A context for a call of the network, without the layers that the plan leaves out there.
+
+        A call at another time than the plan's next breaks the run off, if its pipeline has not: it is somebody else's.
+        The time ``at`` is ``[B]`` or one number; ``None`` where it is not known, and taken for the plan's.
+        """
+        awaited = self._run.awaited if self._run else self._asked[self._first]
+        if at is not None and not turns.same_time(at, awaited / self._divisor):
+            self.stop()
+            yield
+            return
         try:
             skip = self._path[self._run.move if self._run else 0].skip
             with self._model.parts.without(skip) if skip else nullcontext():  # checked when the plan was applied
@@ -285,13 +296,3 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # confi
         """Ends the run, and begins no other: the plan was removed."""
         self.stop()
         self._left = True
-
-
-def _same(sample: Tensor, asked: Tensor | None) -> bool:
-    """Whether the sample is as it was returned. Pipelines that guide may have repeated the first half of it."""
-    assert asked is not None
-    if len(sample) % 2 == 0:
-        one, other = sample.chunk(2)
-        if torch.equal(one, other):
-            sample, asked = one, asked[: len(one)]
-    return torch.allclose(sample, asked, rtol=0, atol=0, equal_nan=True)

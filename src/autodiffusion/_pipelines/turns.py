@@ -6,18 +6,21 @@ hook, because torch.compile takes hooks into its graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeAlias
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakMethod
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-Asking: TypeAlias = Callable[[], AbstractContextManager[None]]
-"""Makes the context for a call of the network, in which layers are left out."""
+Asking: TypeAlias = Callable[[Tensor | float | None], AbstractContextManager[None]]
+"""Makes the context for a call of the network at this time, in which layers are left out; a method."""
 
-_turns: WeakKeyDictionary[nn.Module, Asking] = WeakKeyDictionary()
-"""Of the scheduler that waits for an answer of this network."""
+_turns: WeakKeyDictionary[nn.Module, WeakMethod[Asking]] = WeakKeyDictionary()
+"""Of the scheduler that waits for an answer of this network. It holds the network: held itself, neither would go."""
 
 _users: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 """How many pipelines follow plans with layers on this network."""
@@ -25,12 +28,12 @@ _users: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
 def take(network: nn.Module, asking: Asking) -> None:
     """The next calls of ``network`` are made in the contexts of ``asking``."""
-    _turns[network] = asking
+    _turns[network] = WeakMethod(asking)
 
 
 def end(network: nn.Module, asking: Asking) -> None:
     """They no longer are, unless another has taken the turn meanwhile."""
-    if _turns.get(network) == asking:
+    if _turns.get(network) == WeakMethod(asking):
         del _turns[network]
 
 
@@ -38,14 +41,33 @@ def _switching(cls: type[nn.Module]) -> type[nn.Module]:
     """The class derived from ``cls`` whose calls leave out what the plan says."""
 
     def call(network: Any, *args: Any, **kwargs: Any) -> Any:
-        asking = _turns.get(network)
+        turn = _turns.get(network)
+        asking = None if turn is None else turn()
         if asking is None:
             return cls.__call__(network, *args, **kwargs)
-        with asking():
+        with asking(_time(network, args, kwargs)):
             return cls.__call__(network, *args, **kwargs)
 
     body = {"__call__": call, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
     return type(cls.__name__, (cls,), body)
+
+
+def _time(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """The time of a call, which diffusers calls ``timestep``; ``None`` where the network does not."""
+    taken = inspect.signature(
+        getattr(network, "_orig_mod", network).forward
+    )  # of one that torch.compile wraps, its own
+    try:
+        return taken.bind(*args, **kwargs).arguments.get("timestep")
+    except TypeError:  # the call will say so itself
+        return None
+
+
+def same_time(at: Tensor | float, expected: float) -> bool:
+    """Whether a call at time ``at``, ``[B]`` or one number, is at the one expected, to the rounding of its dtype."""
+    given = torch.as_tensor(at).flatten()[0]
+    rounding = torch.finfo(given.dtype).eps if given.is_floating_point() else 0.0
+    return math.isclose(float(given), expected, rel_tol=2 * rounding)
 
 
 def connect(network: nn.Module) -> None:
