@@ -123,6 +123,12 @@ def test_the_schedule_of_a_model(run: Run) -> None:
 
 def test_json_and_another_number_of_steps(run: Run) -> None:
     Plan.of("ddim", [900, 500], solver_options={"clip": False}).save("own.json")
+    assert run("plans own.json --sigmas --model adm/imagenet64") == (
+        2,
+        "",
+        "autodiffusion: --model adm/imagenet64: an adm model needs files that this verb does not take; give the name "
+        "of its noise schedule instead, --schedule cosine for ImageNet 64 and linear for LSUN\n",
+    )
     status, out, err = run("plans own.json --resample 3 --out three.json --sigmas --schedule linear --json")
     assert (status, err) == (0, "")
     found, plan = json.loads(out), Plan.load("three.json")

@@ -376,6 +376,24 @@ def test_the_title_says_what_was_found(copied: Path) -> None:
     assert title(copied) == {"small:model: 3 steps of ddim"}
 
 
+def test_a_plan_that_differs_in_its_end_or_solver_is_no_plan_of_the_table(copied: Path) -> None:
+    uniform = next(
+        row["plan"]
+        for line in (copied / "study.jsonl").read_text().splitlines()
+        for row in json.loads(line).get("rows", [])
+        if row["name"] == "uniform"
+    )
+
+    def said(**changed: Any) -> str:
+        found_is(copied, uniform | changed)
+        return " ".join(parsed(copied).texts["p"])
+
+    assert "It is the plan of uniform" in said()
+    assert "It is the plan of" not in said(solver="plms")
+    assert "It is the plan of" not in said(solver_options={"clip": False})
+    assert "It is the plan of" not in said(solver="dpm_solver++", steps=[{"t": 95, "skip": []}], end=0.5)
+
+
 def test_folders_without_a_search_are_refused(tmp_path: Path, finished: Path) -> None:
     for folder in (tmp_path, tmp_path / "none", finished / "plan.json"):
         with pytest.raises(InputError, match="holds no search; give the folder"):

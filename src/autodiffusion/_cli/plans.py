@@ -15,6 +15,9 @@ from autodiffusion._cli._output import print_json, print_table
 from autodiffusion._errors import InputError, nearest
 from autodiffusion._plans.plan import Plan
 
+LEAST = 1.0
+"""Least time of a resampled plan, which does not say of which kind its model is: every kind has it."""
+
 if TYPE_CHECKING:
     from autodiffusion._pipelines.check import Following
     from autodiffusion._plans.schedule import NoiseSchedule
@@ -56,7 +59,7 @@ def plans_command(
     noise = _noise(model, schedule) if sigmas else None
     chosen = _grid(plan, noise) or read(plan)
     if resample is not None:
-        chosen = resampled(chosen, resample)
+        chosen = resampled(chosen, resample, LEAST)
     follows = None if pipeline is None else _follows(chosen, pipeline)
     if out:
         check_writable(out)
@@ -83,6 +86,11 @@ def _noise(model: str | None, schedule: str | None) -> NoiseSchedule:
     from autodiffusion.models._load import SCHEDULES, load
 
     if model is not None:
+        if model.partition("/")[0] == "adm":
+            raise InputError(
+                f"--model {model}: an adm model needs files that this verb does not take; give the name of its noise "
+                "schedule instead, --schedule cosine for ImageNet 64 and linear for LSUN"
+            )
         return load(model, schedule=schedule).schedule
     if schedule is None:
         raise InputError(f"--sigmas depend on the noise schedule; give --model, or --schedule {', '.join(SCHEDULES)}")

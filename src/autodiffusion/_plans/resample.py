@@ -15,16 +15,19 @@ from autodiffusion._plans.plan import MAX_STEPS, Plan, tidy
 from autodiffusion._plans.schedule import NoiseSchedule
 
 
-def resample(plan: Plan, steps: int) -> Plan:
+def resample(plan: Plan, steps: int, least: float = 0.0) -> Plan:
     """The plan with another number of steps: a good start, not searched itself; its own number gives it back.
 
-    Old step i of K stands at u = i / K and the end at u = 1, clean data as time 0. A monotone cubic (Fritsch and
-    Carlson 1980) goes through them, and new step j of K' takes its time at u = j / K'. So the first time and the end
-    stay. Where the last step stands at time 0 itself, it stays too, and the others are set on the way to it. Times that
-    were all whole are rounded, and moved apart where that makes them equal.
+    Old step i of K stands at u = i / K and the end at u = 1, clean data as time ``least``. A monotone cubic (Fritsch
+    and Carlson 1980) goes through them, and new step j of K' takes its time at u = j / K'. So the first time and the
+    end stay. Where the last step stands at time ``least`` itself, or below, it stays too, and the others are set on the
+    way to it. Times that were all whole are rounded, and moved apart where that makes them equal.
 
     The layers to leave out a new step takes from the old one nearest in u. So it does with each number that the solver
     leaves open for it, from the nearest for which that number was open.
+
+    Args:
+        least: the model's least time, below which no new step is set: 0 of diffusion, 1 of flow matching.
 
     Raises:
         InputError: ``steps`` is less than 1, or more than fit between the first time and the end; or the plan's steps
@@ -36,15 +39,15 @@ def resample(plan: Plan, steps: int) -> Plan:
         raise InputError(f"steps = {steps} is out of range; a plan has 1 to {MAX_STEPS} steps")
     if steps == len(plan.steps):
         return plan
-    first, end = plan.times[0], plan.end or 0.0
+    first, end = plan.times[0], min(least, plan.times[-1]) if plan.end is None else plan.end
     whole = all(t.is_integer() for t in plan.times)
-    lowest = 0 if plan.end is None else math.floor(end) + 1
+    lowest = math.ceil(end) if plan.end is None else math.floor(end) + 1
     if whole and steps > first - lowest + 1:
         raise InputError(
             f"steps = {steps} do not fit; from {tidy(first)} down to {lowest} there are {tidy(first - lowest + 1)} "
             "whole times"
         )
-    # nothing lies between a last step at time 0 and clean data: it is the node at u = 1, of the old plan and the new
+    # nothing lies between a last step at the least time and clean data: it is the node at u = 1, of old and new
     at_zero = plan.times[-1] == end
     nodes = plan.times if at_zero else (*plan.times, end)
     before, after = len(nodes) - 1, max(1, steps - at_zero)

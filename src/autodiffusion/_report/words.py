@@ -68,11 +68,12 @@ def _unfinished(run: Run) -> list[str]:
 def _verdict(run: Run, found: Mapping[str, Any], others: list[dict[str, Any]]) -> list[str]:
     """How the plan found stands to the others with as many evaluations or more, said no stronger than it is."""
     metric = run.settings.metric
-    same = [row for row in others if row["plan"]["steps"] == found["plan"]["steps"]]
+    ours = Plan.model_validate(found["plan"])
+    same = [row for row in others if Plan.model_validate(row["plan"]) == ours]
     if same:
         return [f"It is the plan of {named(same[0])}: nothing that was searched did better on fresh noise."]
-    ours = found["scores"][metric]
-    over = [named(row) for row in others if _overlap(ours, row["scores"][metric])]
+    score = found["scores"][metric]
+    over = [named(row) for row in others if _overlap(score, row["scores"][metric])]
     if not over:
         return []
     return [f"Its interval overlaps with that of {_listed(over)}: so many samples do not tell them apart."]

@@ -194,9 +194,9 @@ def _start(name: str, space: SearchSpace, model: Model, layers: LayeredSpace | N
             model.check(skip)
         except InputError as error:
             raise InputError(f"{name}: {error}") from None
-        plan = plan if len(plan.steps) in layers.counts else resample(plan, space.steps)
+        plan = plan if len(plan.steps) in layers.counts else resample(plan, space.steps, model.schedule.first)
         return layers.repair(plan, np.random.default_rng(seed))
-    plan = resample(plan, space.steps)
+    plan = resample(plan, space.steps, model.schedule.first)
     nearest = space.nearest([*plan.times, plan.end or 0.0] if space.free_end else plan.times)
     return space.plan(space.positions(nearest), space.values(plan)) if plan.solver == space.solver else nearest
 

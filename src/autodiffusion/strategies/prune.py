@@ -127,7 +127,7 @@ class Prune(Ladder):
         """The first plans within the budget: whole ones, and for each number of steps pruned ones."""
         plans = [plan for plan in [*bases.values(), *self.starts] if self.room.contains(plan)]
         for steps in self.room.counts:
-            base = self._at(bases.get(steps) or resample(bases[self.space.steps], steps))
+            base = self._at(bases.get(steps) or resample(bases[self.space.steps], steps, self.space.times[0]))
             plans += [self._fill(self._thin(base, power, 0.0)) for power in POWERS]
             plans += [self._fill(self._thin(base, power, 0.7)) for power in POWERS for _ in range(self.variants)]
             plans.append(self.room.repair(base, self._rng))
