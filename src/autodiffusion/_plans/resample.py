@@ -48,7 +48,7 @@ def resample(plan: Plan, steps: int, least: float = 0.0) -> Plan:
             "whole times"
         )
     # nothing lies between a last step at the least time and clean data: it is the node at u = 1, of old and new
-    at_zero = plan.times[-1] == end
+    at_zero = plan.end is None and math.isclose(plan.times[-1], end)
     nodes = plan.times if at_zero else (*plan.times, end)
     before, after = len(nodes) - 1, max(1, steps - at_zero)
     u = np.arange(steps) / after
