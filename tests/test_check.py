@@ -9,9 +9,9 @@ from unittest.mock import MagicMock
 
 import pytest
 from conftest import Command
-from diffusers import DDIMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler, ModelMixin
+from diffusers import DDIMScheduler, DDPMPipeline, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler, ModelMixin
 from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, LocalEntryNotFoundError
-from test_pipeline import pipeline
+from test_pipeline import pipeline, unet, with_classes
 from tiny_flow import fluxes, stable3
 from tiny_pipelines import pixart, stable
 
@@ -59,6 +59,15 @@ def test_every_pipeline_is_told_without_its_weights(kind: str, tmp_path: Path) -
     assert bool(found.strength) == any(part in kind for part in ("Img2Img", "Inpaint", "Fill"))
     assert str(found).startswith(f"{kind} asks its {network} 4 times, without 1 layer at 900, 2 layers at 300")
     with apply(SKIPS, pipe):  # and it does
+        assert len(pipe.scheduler.timesteps) == found.nfe
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_networks_with_classes(text: bool, tmp_path: Path) -> None:
+    pipe = stable(num_class_embeds=4).pipe if text else DDPMPipeline(unet(num_class_embeds=4), DDIMScheduler())
+    found = check(SKIPS, saved(pipe, tmp_path / "pipeline"))
+    assert found.left_out == ((900, 1), (300, 2))
+    with apply(SKIPS, pipe):
         assert len(pipe.scheduler.timesteps) == found.nfe
 
 
@@ -117,6 +126,8 @@ ODD = {
     "for flow matching": (lambda: stable(scheduler=FlowMatchEulerDiscreteScheduler()).pipe, WHOLE),
     "not for flow matching": (lambda: fluxes(scheduler=DDIMScheduler()).pipe, WHOLE),
     "no schedule": (lambda: stable(scheduler=EDMEulerScheduler()).pipe, WHOLE),
+    "classes": (lambda: with_classes("timestep"), SKIPS),
+    "classes beside a text": (lambda: stable(class_embed_type="timestep").pipe, SKIPS),
     "option": (lambda: stable().pipe, WHOLE.model_copy(update={"solver_options": {"order": 3}})),
 }
 

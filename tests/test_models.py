@@ -633,6 +633,8 @@ def test_every_kind_of_network(name: str, tmp_path: Path) -> None:
         ({"out_channels": 3}, "makes 3 channels of 1"),
         ({"in_channels": 2}, "makes 1 channels of 2"),
         ({"sample_size": None}, "does not say the sample_size"),
+        ({"class_embed_type": "timestep"}, "has class_embed_type = timestep; this version samples those with None"),
+        ({"class_embed_type": "identity"}, "has class_embed_type = identity; this version samples those with None"),
     ],
 )
 def test_other_networks_are_refused(damaged: Path, changes: dict[str, Any], told: str) -> None:

@@ -62,14 +62,16 @@ LABELS, SCALE = (7, 300), 2.5
 
 
 @functools.cache
-def unet(channels: int = 3, out: int = 3, seed: int = 0) -> UNet2DModel:
+def unet(channels: int = 3, out: int = 3, seed: int = 0, **changes: Any) -> UNet2DModel:
     torch.manual_seed(seed)
     blocks = {
         "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
         "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
         "block_out_channels": (8, 16),
     }
-    made = UNet2DModel(8, channels, out, layers_per_block=1, norm_num_groups=4, attention_head_dim=8, **blocks)
+    made = UNet2DModel(
+        8, channels, out, layers_per_block=1, norm_num_groups=4, attention_head_dim=8, **(blocks | changes)
+    )
     return made.eval()
 
 
@@ -471,6 +473,30 @@ def test_without_guidance() -> None:
         assert apart(call(pipe, guidance_scale=1.0)[0], expected) < 1e-4
 
 
+class Labelled(DDPMPipeline):
+    """Asks for classes, which the pipeline that it is derived from does not."""
+
+    @torch.no_grad()
+    def __call__(self, labels: Tensor, x: Tensor) -> Tensor:  # type: ignore[override]
+        self.scheduler.set_timesteps(4)
+        for t in self.scheduler.timesteps:
+            x = self.scheduler.step(self.unet(x, t, class_labels=labels).sample, t, x).prev_sample
+        return x
+
+
+def test_classes_of_a_pipeline_of_ones_own() -> None:
+    network, labels, plan = copy.deepcopy(unet(num_class_embeds=4)), torch.tensor([3, 1]), free_plan("unipc", TIMES)
+    with torch.no_grad():  # so that labels matter
+        network.class_embedding.weight.mul_(10)
+    pipe, x = Labelled(network, DDPMScheduler()), torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    options: dict[str, Any] = {"classes": 4, "module": network}
+    model = Model(lambda x, t, label: network(x, t, label).sample, NoiseSchedule.linear(), (3, 8, 8), **options)
+    [(_, expected)] = walk(model, [plan], range(2), 0, Cost(), begun=Beginnings(x, labels))
+    with apply(plan, pipe):
+        assert apart(pipe(labels, x), expected) < 1e-4
+        assert apart(pipe(labels.flip(0), x), expected) > 1e-2
+
+
 @pytest.mark.parametrize("shared", [False, True])
 def test_two_pipelines_at_once(shared: bool) -> None:
     one, other = pipeline("ddpm"), pipeline("ddim")
@@ -586,6 +612,10 @@ def without_network() -> Any:
     return pipe
 
 
+def with_classes(kind: str) -> Any:
+    return DDPMPipeline(unet(class_embed_type=kind), DDPMScheduler())
+
+
 REFUSED: dict[str, tuple[Callable[[], Any], Plan, str]] = {
     "other pipeline": (lambda: object(), Plan.of("ddim", TIMES), "pipeline object is none that plans can be applied"),
     "no network": (without_network, Plan.of("ddim", TIMES), "pipeline DDPMPipeline has no unet"),
@@ -614,6 +644,16 @@ REFUSED: dict[str, tuple[Callable[[], Any], Plan, str]] = {
     "time": (lambda: pipeline("ddpm"), Plan.of("ddim", [1000]), "t = 1000 lies outside the time steps of DDPMPipe"),
     "fraction": (lambda: pipeline("ddpm"), Plan.of("ddim", [9.5]), "t = 9.5 is not whole"),
     "solver": (lambda: pipeline("ddpm"), Plan.of("ddimm", [9]), "did you mean 'ddim'"),
+    "classes by time": (
+        lambda: with_classes("timestep"),
+        Plan(solver="ddim", steps=(Step(t=9, skip={1}),)),
+        "layers cannot be found with class_embed_type = timestep; apply a plan that leaves out none",
+    ),
+    "classes embedded": (
+        lambda: with_classes("identity"),
+        Plan(solver="ddim", steps=(Step(t=9, skip={1}),)),
+        "layers cannot be found with class_embed_type = identity",
+    ),
     "free number": (
         lambda: pipeline("ddpm"),
         Plan(solver="ddim", steps=(Step(t=9, params={"noise": 1}),)),

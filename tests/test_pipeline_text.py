@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -279,6 +280,40 @@ def test_half_precision() -> None:
     assert apart(sample.float(), expected) < 0.1
 
 
+def offload(network: torch.nn.Module, device: str) -> None:
+    """Keeps weights elsewhere but for the call of the module that has them, as diffusers does through accelerate."""
+    for module in network.modules():
+        here = dict(module._parameters)
+        gone = {
+            name: torch.nn.Parameter(weight.to("meta"), False) for name, weight in here.items() if weight is not None
+        }
+
+        @functools.wraps(module.forward)
+        def forward(*args: Any, _module: Any = module, _here: Any = here, _gone: Any = gone, **kwargs: Any) -> Any:
+            _module._parameters.update(_here)
+            try:
+                return type(_module).forward(_module, *args, **kwargs)
+            finally:
+                _module._parameters.update(_gone)
+
+        module._parameters.update(gone)
+        module.forward = forward
+        module._hf_hook = SimpleNamespace(execution_device=device)
+
+
+@pytest.mark.parametrize("kind", ["StableDiffusionPipeline", "PixArtAlphaPipeline"])
+def test_weights_that_are_elsewhere(kind: str) -> None:
+    """What ``enable_sequential_cpu_offload`` makes of a pipeline."""
+    made, (_, plan) = tiny(kind), plans("unipc")
+    expected = made.ours(plan)
+    for network in (made.pipe.vae, made.network):
+        offload(network, "cpu")
+    assert made.network.device.type == made.pipe.device.type == "meta"
+    with apply(plan, made.pipe):
+        assert apart(made.call(), expected) < 1e-4
+    assert made.network.device.type == "meta"
+
+
 # the stock schedulers
 
 SAME: dict[str, tuple[Any, dict[str, Any], str, dict[str, Any], float | None]] = {
@@ -494,11 +529,16 @@ def test_repainting_with_any_solver(solver: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "channels"), [*((kind, 4) for kind in REPAINTING), *((kind, 9) for kind in REPAINTING[:2])]
+    ("kind", "channels", "prediction"),
+    [
+        *((kind, 4, "epsilon") for kind in REPAINTING),
+        *((kind, 9, said) for kind in REPAINTING[:2] for said in ("epsilon", "v_prediction", "sample")),
+    ],
 )
 @MIDDLE
-def test_repainting_begins_within_the_plan(kind: str, channels: int) -> None:
-    made, (_, plan) = tiny(kind, in_channels=channels), plans("gls")
+def test_repainting_begins_within_the_plan(kind: str, channels: int, prediction: str) -> None:
+    stock = DDIMScheduler(prediction_type=prediction, clip_sample=False, **STOCK)
+    made, (_, plan) = tiny(kind, scheduler=stock, in_channels=channels), plans("gls")
     expected = made.ours(after(plan, 2))
     with apply(plan, made.pipe):
         assert apart(made.call(num_inference_steps=4, strength=0.5), expected) < 1e-4

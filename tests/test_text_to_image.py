@@ -25,7 +25,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from safetensors.torch import load_file, save_file
-from tiny_pipelines import STOCK, unet, vae
+from tiny_pipelines import STOCK, copied, unet, vae
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -187,6 +187,37 @@ def test_stable_diffusion_xl_too(tmp_path: Path, zeros: bool) -> None:
         output_type="latent",
     ).images
     torch.testing.assert_close(final(ours, plan, 3), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+STATISTICS: tuple[dict[str, Any], ...] = (
+    {},
+    {"latents_mean": [0.5, -1.0, 0.2, 3.0]},
+    {"latents_mean": [0.5, -1.0, 0.2, 3.0], "latents_std": [2.0, 0.5, 4.0, 1.0]},
+    {"shift_factor": 0.7},
+)
+"""Of latents, as autoencoders' configurations have them; which of them are put back is the pipeline's to say."""
+
+
+@pytest.mark.parametrize("given", STATISTICS)
+@pytest.mark.parametrize("xl", [False, True])
+def test_latents_are_decoded_as_diffusers_decodes_them(tmp_path: Path, xl: bool, given: dict[str, Any]) -> None:
+    theirs: Any
+    if xl:
+        theirs = StableDiffusionXLPipeline(**xl_parts(tmp_path / "tokens"), add_watermarker=False)
+    else:
+        theirs = made(tmp_path / "tokens", STOCKS["ddim"]("epsilon"))
+    theirs.vae = copied(vae())
+    theirs.vae.register_to_config(**given)
+    theirs.save_pretrained(tmp_path / "pipeline")
+    theirs.set_progress_bar_config(disable=True)
+    (tmp_path / "captions.txt").write_text("\n".join(TEXTS))
+    ours = loaded(tmp_path, guidance_scale=4.0)
+    plan = Plan.of("ddim", [501.0, 1.0], end=0.0, solver_options={"clip": False})
+    options: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": 4.0, "output_type": "np"}
+    images = theirs(texts_of(ours, 3), latents=ours.noise(range(3), SEED), **options).images
+    assert images.std() > 0.05
+    drawn = sample(ours, plan, 3, SEED).permute(0, 2, 3, 1)
+    torch.testing.assert_close(drawn.float(), torch.from_numpy(images * 255), rtol=0, atol=0.51)
 
 
 def test_a_guided_prediction_is_the_formula(files: Path) -> None:

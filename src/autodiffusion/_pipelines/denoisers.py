@@ -22,8 +22,21 @@ TOKENS = 77
 """Length of the text; which layers there are does not depend on it."""
 
 
+def _check(config: Any, key: str, known: str | None, instead: str = "") -> None:
+    """Raises :class:`InputError` unless the configuration has ``known`` or nothing for ``key``."""
+    if config.get(key) not in (None, known):
+        raise InputError(
+            f"unet: its layers cannot be found with {key} = {config[key]}; apply a plan that leaves out none{instead}"
+        )
+
+
 def _unet(unet: Any) -> tuple[Network, int | None]:
-    return lambda x, t, label: unet(x, t, return_dict=False)[0], None
+    def network(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        _check(unet.config, "class_embed_type", None)
+        prediction: Tensor = unet(x, t, class_labels=label, return_dict=False)[0]
+        return prediction
+
+    return network, unet.config.get("num_class_embeds")
 
 
 def _dit(dit: Any) -> tuple[Network, int | None]:
@@ -35,12 +48,9 @@ def _text_unet(unet: Any) -> tuple[Network, int | None]:
     config = unet.config
 
     def network(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        _check(config, "class_embed_type", None)
         for key, known in (("encoder_hid_dim_type", "text_proj"), ("addition_embed_type", "text_time")):
-            if config.get(key) not in (None, known):
-                raise InputError(
-                    f"unet: its layers cannot be found with {key} = {config[key]}; apply a plan that leaves out none, "
-                    "or apply it before an adapter is loaded"
-                )
+            _check(config, key, known, ", or apply it before an adapter is loaded")
         width: Any = config.get("encoder_hid_dim") or config.cross_attention_dim
         width = width if isinstance(width, int) else width[0]  # of each block, all the same
         added = None
@@ -48,10 +58,10 @@ def _text_unet(unet: Any) -> tuple[Network, int | None]:
             pooled = config.projection_class_embeddings_input_dim - config.addition_time_embed_dim
             added = {"text_embeds": x.new_zeros(len(x), pooled), "time_ids": x.new_zeros(len(x), 1)}
         text = x.new_zeros(len(x), TOKENS, width)
-        prediction: Tensor = unet(x, t, text, added_cond_kwargs=added, return_dict=False)[0]
+        prediction: Tensor = unet(x, t, text, class_labels=label, added_cond_kwargs=added, return_dict=False)[0]
         return prediction
 
-    return network, None
+    return network, config.get("num_class_embeds")
 
 
 def _pixart(transformer: Any) -> tuple[Network, int | None]:

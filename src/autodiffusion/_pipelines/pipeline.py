@@ -106,6 +106,8 @@ def _model(pipe: Any, scheduler: Any) -> tuple[str, Model]:
         )
     network, classes = called(module)
     config, schedule = module.config, _schedule(scheduler, known)
+    # the weights of an offloaded network are nowhere (meta) until they are needed; those of a hollow one always
+    device = pipe._execution_device if module.device.type == "meta" else module.device
     size = config.get("sample_size") or 64  # any in which layers can be found, of a transformer a small one
     size = 8 if component == "transformer" else size
     return known, Model(
@@ -116,7 +118,7 @@ def _model(pipe: Any, scheduler: Any) -> tuple[str, Model]:
         prediction=scheduler.config.get("prediction_type", schedule.predictions[0]),
         classes=classes,
         name=kind,
-        device=str(module.device),
+        device=str(device),
         dtype=module.dtype,
         module=module,
     )

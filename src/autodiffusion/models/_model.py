@@ -169,8 +169,10 @@ class Model:
         return self.classifier(images.to(self.dtype), times).argmax(-1)
 
     def _slope(self, x: Tensor, t: float, labels: Tensor | None) -> Tensor:
-        times = torch.full((len(x),), float(t), device=x.device)
-        return self.read(self.network(x.to(self.dtype), times, labels), x, t)
+        return self.read(self._ask(x, t, labels), x, t)
+
+    def _ask(self, x: Tensor, t: float, labels: Tensor | None) -> Tensor:
+        return self.network(x.to(self.dtype), torch.full((len(x),), float(t), device=x.device), labels)
 
     def read(self, output: Tensor, x: Tensor, t: float) -> Tensor:
         """What the network's ``output`` says of ``x`` at time ``t``: what :meth:`predict` gives without guidance.
@@ -205,13 +207,14 @@ class Model:
 
     @cached_property
     def parts(self) -> Network:
-        """What the network consists of, seen in one prediction for one sample in the middle of the schedule."""
+        """What the network consists of, seen in one call for one sample in the middle of the schedule."""
         whole = self.network if self.module is None and isinstance(self.network, nn.Module) else self.module
         x = self.noise([0], seed=0)
         # where captions are missing, or not encoded yet, the prompt of no caption has neither fault
         null = None if self.captions is None else self.null_class
         labels = self.condition([0], seed=0) if null is None else torch.full((1,), null, device=self.device)
-        return find(whole, lambda: self._slope(x, (len(self.schedule) - 1) // 2, labels))
+        # not read: what repaints takes more channels than it makes, of which nothing follows for the sample
+        return find(whole, lambda: self._ask(x, (len(self.schedule) - 1) // 2, labels))
 
     @property
     def layers(self) -> tuple[Layer, ...]:

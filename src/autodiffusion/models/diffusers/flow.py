@@ -112,7 +112,7 @@ def load_flow(
         dtype=dtype,
         module=pipe.transformer,
         captions=asked,
-        decoder=decoder(pipe.vae),
+        decoder=decoder(pipe.vae, mean=pipe.vae.config.get("shift_factor") or 0.0),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -85,7 +86,7 @@ def load_text_to_image(
         dtype=dtype,
         module=unet,
         captions=asked,
-        decoder=decoder(vae),
+        decoder=_decoder(vae, parts.xl),
     )
 
 
@@ -114,6 +115,12 @@ def _latents(name: str, unet: Any, vae: Any, xl: bool) -> tuple[int, tuple[int, 
     if size is None:
         raise InputError(f"model '{name}': its unet/config.json does not say the sample_size; write it there")
     return vae["latent_channels"], (size, size) if isinstance(size, int) else tuple(size)
+
+
+def _decoder(vae: Any, xl: bool) -> Callable[[Tensor], Tensor]:
+    """Puts back the mean and the deviation of the latents, as XL's pipeline does where its autoencoder has both."""
+    mean, std = vae.config.get("latents_mean"), vae.config.get("latents_std")
+    return decoder(vae, mean=mean, std=std) if xl and mean is not None and std is not None else decoder(vae)
 
 
 networks = ("UNet2DConditionModel",)

@@ -58,6 +58,11 @@ def load_unet(
             f"model '{name}': its network makes {answers} channels of {channels}; one that denoises makes as many, "
             "or twice as many where it has learned its variance"
         )
+    if config.get("class_embed_type") is not None:
+        raise InputError(
+            f"model '{name}': its network has class_embed_type = {config['class_embed_type']}; this version samples "
+            "those with None, whose classes are numbers"
+        )
     unet = weights_of(UNet2DModel, name, dtype, **place)
     # channels last is the layout that convolutions are fastest in, on CPU and GPU
     unet = unet.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
