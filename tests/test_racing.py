@@ -27,8 +27,7 @@ SEED = 5
 PLENTY = 2**30
 TWICE = (2.0,)
 """One further rung."""
-TENSOR = small.model().noise([0], 0).nbytes
-TIGHT = tuple(80 * tensors * TENSOR for tensors in (6, 9, 12, 18))
+TIGHT = tuple(80 * tensors * small.model().noise([0], 0).nbytes for tensors in (6, 9, 12, 18))
 """Bytes in which the states of 80 samples find room, or do not, as the plans are."""
 EXTRACTOR = load_features("small:features")
 REFERENCE = Reference.of(EXTRACTOR(small.real(600)), None)
@@ -353,11 +352,8 @@ def test_a_race_that_is_resumed_at_any_round_spends_the_same(limit: int) -> None
         ),
         pytest.param([([A], 40, (B, 40)), ([C], 8, (B, 40))], 0, None, id="anchor of a round with all samples"),
         pytest.param(
-            [
-                ([ddim(95, 60, 20), ddim(95, 60, 10)], 8, (ddim(80, 60, 20), 8)),
-                ([ddim(95, 60, 10), ddim(80, 60, 10)], 40, None),
-            ],
-            40 * 8 * TENSOR,
+            [([B], 20, None), ([C, A, ddim(60, 30, 5)], 20, None), ([ddim(60, 40, 2)], 20, (C, 20))],
+            TIGHT[1],
             None,
             id="states over the limit",
         ),
@@ -369,7 +365,7 @@ def test_a_race_that_is_resumed_at_any_round_spends_the_same(limit: int) -> None
                 ([ddim(95, 20, 10), ddim(95, 60, 20), ddim(60, 20, 10)], 40, None),
                 ([ddim(95, 60, 40)], 40, (ddim(95, 60, 20), 40)),
             ],
-            40 * 18 * TENSOR,
+            40 * TIGHT[-1] // 80,
             None,
             id="features of the anchor without its states",
         ),
