@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,9 +17,6 @@ from autodiffusion._sampling.memory import in_blocks
 from autodiffusion.models._model import LABELS, Model
 from autodiffusion.solvers import Move, Solver, State
 from autodiffusion.solvers._base import Guided, build
-
-FLOAT = torch.float32.itemsize
-"""Bytes of a number in a state."""
 
 Tick: TypeAlias = Callable[[int], None]
 """Called with the number of network evaluations just made, for a progress bar."""
@@ -79,23 +75,21 @@ class Point:
 
     Attributes:
         state: the solver's.
-        size: bytes that it takes at most, as :func:`size` has it.
         said: what the network last said there, with the time and the layers left out for which it said it.
     """
 
     state: State
-    size: int
     said: tuple[float, frozenset[int], Tensor | Guided] | None = None
 
-
-def size(model: Model, move: Move | None = None) -> int:
-    """Bytes of one sample at the point to which a move leads, or of the noise: what the point before does not have.
-
-    That is x, what the network said on the way, and what it may say there. Bytes are told from moves rather than from
-    tensors, so that what is kept does not depend on who made them or when.
-    """
-    said = (0 if move is None else len(move.ask)) + 1
-    return FLOAT * math.prod(model.shape) * (1 + said * (1 if model.classifier is None else 2))
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that it holds; states along a way have many in common."""
+        state, said = self.state, self.said
+        held = [state.x, *(prediction for _, prediction in state.history)]
+        held += [] if state.start is None else [state.start]
+        if said:
+            held += said[2] if isinstance(said[2], Guided) else [said[2]]
+        return held
 
 
 class Beginnings:
@@ -107,13 +101,16 @@ class Beginnings:
         condition: what the block's samples are asked to show.
     """
 
-    def __init__(self, noise: Tensor, condition: Tensor | None, limit: int = 0, size: int = 0) -> None:
+    def __init__(self, noise: Tensor, condition: Tensor | None, limit: int = 0) -> None:
         self.limit, self.condition = limit, condition
-        self._points: OrderedDict[Keys, Point] = OrderedDict({(): Point(State(noise), size)})
+        self._points: OrderedDict[Keys, Point] = OrderedDict({(): Point(State(noise))})
 
     def furthest(self, keys: Keys) -> tuple[int, Point]:
         """The longest part of a beginning that has been walked: its length and where it leads."""
         length = max(n for n in range(len(keys) + 1) if keys[:n] in self._points)
+        for n in range(length + 1):
+            if keys[:n] in self._points:
+                self._points.move_to_end(keys[:n])
         return length, self._points[keys[:length]]
 
     def keep(self, keys: Keys, point: Point) -> None:
@@ -122,24 +119,24 @@ class Beginnings:
 
     def trim(self, keys: Keys | None = None) -> None:
         """Forgets what is over the limit, but nothing on the way of ``keys``; without a way all but the noise."""
-        way = {(): None} if keys is None else {keys[:n]: None for n in range(len(keys) + 1)}
-        # of a way its beginning last: a point counts what those before it do not have, so that it must not outlast them
-        for place in reversed(way):
-            self._points.move_to_end(place)
-        total = 0
-        for place in list(reversed(self._points)):
-            total += self._points[place].size
+        way = {()} if keys is None else {keys[:n] for n in range(len(keys) + 1)}
+        counted, total = set[int](), 0
+        latest = list(reversed(self._points))
+        # the way first, then what was used last; what several points hold takes memory once
+        for place in sorted(latest, key=lambda place: place not in way):
+            new = {id(tensor): tensor.nbytes for tensor in self._points[place].tensors if id(tensor) not in counted}
+            counted.update(new)
+            total += sum(new.values())
             if total > self.limit and place not in way:
                 del self._points[place]
             elif total > self.limit and keys is None:
                 self._points[place].said = None
 
     def keep_only(self, ways: Iterable[Keys]) -> None:
-        """Forgets what does not lie on any of these ways, and what depends on who came last: what the network said."""
+        """Forgets what does not lie on any of these ways, and what the network said: that depends on who came last."""
         kept = {()} | {keys[:n] for keys in ways for n in range(len(keys) + 1)}
-        self._points = OrderedDict(
-            (keys, self._points[keys]) for keys in sorted(kept & self._points.keys(), reverse=True)
-        )
+        for old in [old for old in self._points if old not in kept]:
+            del self._points[old]
         for point in self._points.values():
             point.said = None
 
@@ -169,13 +166,6 @@ def stretches(plan: Plan, model: Model) -> tuple[Stretch, ...]:
         model.check(skip)
     name = f"{plan.solver} {plan.solver_options}"
     return tuple(Stretch(solver, name, move, step.skip) for move, step in zip(moves, plan.steps, strict=True))
-
-
-def way(plan: Plan, model: Model) -> dict[Keys, int]:
-    """The points that a plan passes and others may go on from, with the bytes of one sample at each."""
-    path = stretches(plan, model)[:-1]
-    keys = tuple(stretch.key for stretch in path)
-    return {(): size(model)} | {keys[: n + 1]: size(model, stretch.move) for n, stretch in enumerate(path)}
 
 
 def nfe(plan: Plan, model: Model) -> int:
@@ -224,8 +214,7 @@ def walk(
             return answer
 
         with model.without(stretch.skip):
-            state = stretch.solver.step(predict, point.state, stretch.move, fresh)
-            return Point(state, len(indices) * size(model, stretch.move))
+            return Point(stretch.solver.step(predict, point.state, stretch.move, fresh))
 
     for place in sorted(range(len(plans)), key=lambda i: keys[i]):
         path, beginning = paths[place], keys[place][:-1]
@@ -245,7 +234,7 @@ def begin(model: Model, indices: Sequence[int], seed: int, limit: int = 0) -> Be
     Args:
         limit: bytes that the states of earlier plans may take.
     """
-    return Beginnings(model.noise(indices, seed), model.condition(indices, seed), limit, len(indices) * size(model))
+    return Beginnings(model.noise(indices, seed), model.condition(indices, seed), limit)
 
 
 def sample(

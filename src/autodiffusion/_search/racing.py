@@ -13,7 +13,7 @@ from autodiffusion._evaluation.evaluate import Evaluator, Score, score_of
 from autodiffusion._evaluation.pool import Pool
 from autodiffusion._plans.plan import Plan
 from autodiffusion._plans.schedule import Floats
-from autodiffusion._sampling.sampling import Tick
+from autodiffusion._sampling.sampling import Cost, Tick
 from autodiffusion.features import Features
 from autodiffusion.metrics import Metric
 from autodiffusion.strategies._base import RUNGS
@@ -45,7 +45,7 @@ class Race:
     """Scores plans by one metric on one noise, at growing numbers of samples.
 
     What two neighbouring rounds have in common is kept: features of plans that come again, and the states on their way.
-    Everything else is forgotten.
+    Everything else is forgotten, so that what a round costs follows from it and the one before.
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class Race:
         self.metric, self.counts = metric, counts(samples, metric.minimum, wider)
         self._full = samples
         self.held: dict[Plan, int] = {}
+        self._evaluator = evaluator
         self._pool = Pool(evaluator, seed, self.counts, limit)
         self._restored = True
 
@@ -80,9 +81,6 @@ class Race:
     def skip(self, plans: Sequence[Plan], samples: int, anchor: Anchor | None) -> None:
         """Takes note of a round whose result is known from before, without computing anything."""
         self._hold(self._needs(plans, samples, anchor))
-        if anchor is not None:
-            self._pool.skip([anchor[0]], anchor[1])
-        self._pool.skip(plans, samples)
         self._restored = False
 
     def lap(
@@ -99,10 +97,9 @@ class Race:
             first_look: the plans lie far apart, so that a bias which differs from one to the next outweighs noise:
                 values are extrapolated (:meth:`autodiffusion.metrics.Metric.extrapolated`).
         """
+        self._restore(tick)
         self._hold(self._needs(plans, samples, anchor))
-        if not self._restored:
-            self._pool.restore(tick)
-            self._restored = True
+        self._pool.keep(self.held)
         shift = self._shift(anchor, samples, tick) if anchor is not None else 0.0
         found = self._pool.grow(plans, samples, tick)
         first_look = first_look and samples > self.metric.minimum
@@ -146,7 +143,17 @@ class Race:
 
     def _hold(self, needs: Mapping[Plan, int]) -> None:
         self.held = {plan: max(need, self.held.get(plan, 0)) for plan, need in needs.items()}
+
+    def _restore(self, tick: Tick | None) -> None:
+        """Computes again what an interrupted search held; that was paid for before and is not counted again."""
+        if self._restored:
+            return
+        spent = self._evaluator.cost
+        self._evaluator.cost = Cost()
+        for count in sorted(set(self.held.values())):
+            self._pool.grow([plan for plan, held in self.held.items() if held == count], count, tick)
         self._pool.keep(self.held)
+        self._evaluator.cost, self._restored = spent, True
 
 
 def counts(samples: int, minimum: int = 2, wider: Sequence[float] = ()) -> list[int]:

@@ -68,7 +68,7 @@ OF_MODEL = {"device", "dtype", "guidance_scale", "classes", "null_class", "sched
 }
 """Settings that a model is loaded with, besides its name."""
 
-RUNNING = ("batch_size", "device", "threads", "dtype", "workers", "ray_address", "timeout")
+RUNNING = ("batch_size", "device", "threads", "dtype", "cache_mb", "workers", "ray_address", "timeout")
 """Settings that say how a search runs, not what it finds; a resumed search may change them."""
 
 SHOWING = ("tensorboard",)
@@ -106,8 +106,7 @@ class Settings(BaseModel):
         guidance_scale, classes, null_class, schedule: of the model, where its files do not say.
         checkpoint, classifier, captions, model_options: files and options of a model that takes such.
         batch_size, device, dtype, threads: how it runs; ``threads`` 0 leaves it to torch.
-        cache_mb: memory for what candidates have in common from one round to the next, on the device. It decides what
-            is shared and so what is counted.
+        cache_mb: memory for what candidates have in common from one round to the next, on the device.
         workers: processes that sample, each with the model; by default one for each GPU where the device is ``cuda``,
             as many as a cluster has room for, and otherwise this process alone.
         ray_address: of a running Ray cluster that they are on: ``auto`` or ``host:6379``.
