@@ -21,7 +21,7 @@ from autodiffusion.strategies.ladder import Ladder
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench import _curves, ablation, compare, free_numbers, table
+from bench import _curves, ablation, compare, free_numbers, solvers, table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -70,6 +70,24 @@ def test_the_ratios_of_other_ways_are_those_of_the_rows(method: str) -> None:
         for model in ("mixture", "empirical")
     ]
     assert " and ".join(both) in words((ROOT / "docs" / "search.md").read_text())
+
+
+def test_what_the_page_says_of_solvers_is_that_of_the_rows() -> None:
+    columns: dict[tuple[str, int], dict[str, float]] = {}
+    for row in json.loads((RESULTS / "solvers.json").read_text()):
+        if row["name"] in solvers.ENTRIES:
+            columns.setdefault((row["model"], row["steps"]), {})[row["name"]] = row["scores"]["fid"]["value"]
+    page = words((ROOT / "docs" / "solvers.md").read_text())
+    assert "DDIM is the worst of all solvers there, in every column but one" in page
+    assert sum(max(fids, key=lambda name: fids[name]) != "ddim" for fids in columns.values()) == 1
+    assert "ended within a third of the best in every column" in page
+    left = [(fids["left to the search"], min(fids.values())) for fids in columns.values() if len(fids) > 9]
+    assert all(fid <= 4 / 3 * best for fid, best in left)
+    bundled = columns["bundled", 4]
+    others = [fid for name, fid in bundled.items() if name != "ddim"]
+    said = f"an FID of {bundled['ddim']:.1f}, those of the other solvers {min(others):.1f} to {max(others):.1f},"
+    assert said in page
+    assert min(bundled, key=lambda name: bundled[name]) == "gls"
 
 
 def test_what_each_idea_saves_is_that_of_the_rows() -> None:
