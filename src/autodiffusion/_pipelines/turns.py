@@ -10,6 +10,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import lru_cache
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary, WeakMethod
 
@@ -54,13 +55,18 @@ def _switching(cls: type[nn.Module]) -> type[nn.Module]:
 
 def _time(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """The time of a call, which diffusers calls ``timestep``; ``None`` where the network does not."""
-    taken = inspect.signature(
-        getattr(network, "_orig_mod", network).forward
-    )  # of one that torch.compile wraps, its own
-    try:
-        return taken.bind(*args, **kwargs).arguments.get("timestep")
-    except TypeError:  # the call will say so itself
-        return None
+    if "timestep" in kwargs:
+        return kwargs["timestep"]
+    own: Any = getattr(network, "_orig_mod", network)  # of one that torch.compile wraps
+    place = _place(type(own).forward)
+    return args[place] if place is not None and place < len(args) else None
+
+
+@lru_cache(maxsize=64)
+def _place(forward: Callable[..., Any]) -> int | None:
+    """At which place among its arguments a class's ``forward`` takes the time."""
+    names = list(inspect.signature(forward).parameters)[1:]
+    return names.index("timestep") if "timestep" in names else None
 
 
 def same_time(at: Tensor | float, expected: float) -> bool:
