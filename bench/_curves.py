@@ -125,7 +125,7 @@ def table(kept: dict[Row, Kept]) -> str:
         "[least, greatest], and thousands of network evaluations times samples that the search spent. The plan is the",
         "one that scored best in the search or, of the default, the one chosen among its finalists, paid for as well.",
         "",
-        *ABOUT.split("\n"),
+        ABOUT,
         "",
         *_lines(["model", "solver", "steps", "uniform", "best grid", *TITLES.values()]),
         *(_line([*row, *_ends(one, seeds)]) for row, one in kept.items()),

@@ -127,7 +127,7 @@ def table(found: Runs) -> str:
         "FID on fresh noise and network evaluations times samples, in terms of the default's with the same seed: the",
         "geometric mean over all runs [give or take a standard error], and in how many the FID is lower.",
         "",
-        *ABOUT.split("\n"),
+        ABOUT,
         "",
         "| | FID | evaluations | lower FID |",
         "| --- | --- | --- | --- |",

@@ -257,7 +257,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         "choice included). Last: the ratio to the search's FID of the same seed, geometric mean over steps and seeds, "
         "and how often the method is better\n"
     )
-    return "\n".join([title, *ABOUT.split("\n"), "", *lines, ""])
+    return "\n".join([title, ABOUT, "", *lines, ""])
 
 
 def ratio(rows: Sequence[dict[str, Any]], method: str) -> str:

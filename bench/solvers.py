@@ -112,7 +112,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         "Models, steps and solvers that are missing have not been run. Each search ran once (seed 0). The best grid is "
         "the best of all named ones with DDIM.",
         "",
-        *ABOUT.split("\n"),
+        ABOUT,
     ]
     for model in dict.fromkeys(row["model"] for row in rows):
         here = [row for row in rows if row["model"] == model]

@@ -35,26 +35,24 @@ def denoise(x: Tensor, t: float, schedule: NoiseSchedule) -> Tensor:
     return (mean + alpha * WIDTH**2 / variance * (flat - alpha * mean)).view_as(x)
 
 
-def model() -> Model:
-    """The exact model, cosine schedule of 100 steps."""
-    schedule = NoiseSchedule.cosine(100)
+def exact(schedule: NoiseSchedule, name: str) -> Model:
+    """The exact model on a noise schedule."""
 
     def network(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
         time = float(t[0])
         return (x - schedule.alpha(time) * denoise(x, time, schedule)) / schedule.sigma(time)
 
-    return Model(network, schedule, SHAPE, features="small:features", name="small")
+    return Model(network, schedule, SHAPE, features="small:features", name=name)
+
+
+def model() -> Model:
+    """The exact model, cosine schedule of 100 steps."""
+    return exact(NoiseSchedule.cosine(100), "small")
 
 
 def shifted_model() -> Model:
     """The exact model on the noise schedule of Stable Diffusion, whose noise ends below that of some grids."""
-    schedule = NoiseSchedule.scaled_linear(1000)
-
-    def network(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
-        time = float(t[0])
-        return (x - schedule.alpha(time) * denoise(x, time, schedule)) / schedule.sigma(time)
-
-    return Model(network, schedule, SHAPE, features="small:features", name="shifted")
+    return exact(NoiseSchedule.scaled_linear(1000), "shifted")
 
 
 class Sideways(FID):

@@ -15,12 +15,12 @@ from autodiffusion._cli._output import print_json, print_table
 from autodiffusion._errors import InputError, nearest
 from autodiffusion._plans.plan import Plan
 
-LEAST = 1.0
-"""Least time of a resampled plan, which does not say of which kind its model is: every kind has it."""
-
 if TYPE_CHECKING:
     from autodiffusion._pipelines.check import Following
     from autodiffusion._plans.schedule import NoiseSchedule
+
+LEAST = 1.0
+"""Least time of a resampled plan, which does not say of which kind its model is: every kind has it."""
 
 
 def plans_command(

@@ -32,7 +32,6 @@ from autodiffusion._cli._options import (
 from autodiffusion._cli._output import print_json, print_rows
 from autodiffusion._errors import InputError
 from autodiffusion._names import known
-from autodiffusion._plans.plan import Plan
 from autodiffusion._study.settings import Settings, read_yaml
 
 if TYPE_CHECKING:
@@ -211,7 +210,7 @@ def search_command(
         )
     if not counts:
         raise InputError(f"{where}: --steps is missing; give the number of steps, such as --steps 4")
-    from autodiffusion._evaluation.confirm import figure
+    from autodiffusion._evaluation.confirm import alike, figure
     from autodiffusion._search.contest import search_solvers
     from autodiffusion._search.loop import search
     from autodiffusion._search.several import search_several
@@ -226,7 +225,7 @@ def search_command(
     with Progress() as progress:
         if len(solvers) > 1:
             options |= {"steps": counts[0]}
-            options.pop("solver")
+            del options["solver"]
             results_of = search_solvers(solvers, out, progress, where, **options)
             found = {out / name: result for name, result in results_of.items()}
         elif len(counts) > 1:
@@ -240,8 +239,9 @@ def search_command(
         return print_json(shown[0] if len(counts) < 2 else {"out": str(out), "searches": shown})
     for folder, result in found.items():
         print_rows(result.rows, costs=bool(options.get("layers")))
-        if same := next((row["name"] for row in result.rows if _same(row, result.plan)), None):
-            print(f"found: the plan of {same}; nothing else was better on fresh noise. A larger --budget looks further")
+        for same in alike(result.rows, result.plan)[:1]:
+            name = same["name"]
+            print(f"found: the plan of {name}; nothing else was better on fresh noise. A larger --budget looks further")
         cost, metric = result.search_cost, result.plan.origin["metric"]
         if searched := next((row["searched"] for row in result.rows if "searched" in row), None):
             print(
@@ -257,13 +257,12 @@ def search_command(
 
 def _names(given: object) -> list[str]:
     """Names by commas, or a YAML file's list of them."""
-    texts = given if isinstance(given, list) else [] if given is None else str(given).split(",")
-    return [name for text in texts if (name := str(text).strip())]
+    return [name for text in _listed(given) if (name := str(text).strip())]
 
 
-def _same(row: dict[str, Any], plan: Plan) -> bool:
-    """Whether a row of the table, other than the found plan's own, is of this plan."""
-    return row["name"] != "found" and Plan.model_validate(row["plan"]) == plan
+def _listed(given: object) -> list[Any]:
+    """What stands between commas, or in a YAML file's list; a single value likewise, and nothing for none."""
+    return [] if given is None else given if isinstance(given, list) else [*str(given).split(",")]
 
 
 def _json(folder: Path, result: Result) -> dict[str, object]:
@@ -279,7 +278,7 @@ def _json(folder: Path, result: Result) -> dict[str, object]:
 
 def _counts(steps: object) -> list[int]:
     """The numbers of steps in ``4,6,10``, in a list of a YAML file, or in a single number; empty for none."""
-    texts = [] if steps is None else steps if isinstance(steps, list) else str(steps).split(",")
+    texts = _listed(steps)
     if not all(str(text).strip().isdecimal() for text in texts):
         raise InputError(f"--steps {steps}: is not a whole number, nor several by commas such as 4,6,10")
     return [int(text) for text in texts]

@@ -59,6 +59,11 @@ def figure(score: Mapping[str, float | None]) -> str:
     return "not finite" if value is None else f"{value:.4g} [{low:.4g}, {high:.4g}]"
 
 
+def alike(rows: Sequence[dict[str, Any]], plan: Plan) -> list[dict[str, Any]]:
+    """The rows of a table, as :meth:`Row.to_json` gives them, of this plan; but for the found plan's own."""
+    return [row for row in rows if row["name"] != "found" and Plan.model_validate(row["plan"]) == plan]
+
+
 def confirm(
     evaluator: Evaluator,
     reference: Reference,

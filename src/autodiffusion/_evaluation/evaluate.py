@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -87,7 +88,11 @@ class Evaluator:
 
     def blank(self, samples: int) -> Features:
         """The features of so many equal images, whose sample is 0 everywhere."""
-        return self.extractor(self.model.decode(torch.zeros(1, *self.model.shape))).take([0] * samples)
+        return self._blank.take([0] * samples)
+
+    @cached_property
+    def _blank(self) -> Features:
+        return self.extractor(self.model.decode(torch.zeros(1, *self.model.shape)))
 
     def scores(
         self, plans: Sequence[Plan], metric: Metric | KL, samples: int, seed: int, tick: Tick | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from autodiffusion._evaluation.confirm import figure
+from autodiffusion._evaluation.confirm import alike, figure
 from autodiffusion._evaluation.evaluate import describe
 from autodiffusion._plans.plan import Plan
 from autodiffusion._report.run import Run
@@ -68,12 +68,10 @@ def _unfinished(run: Run) -> list[str]:
 def _verdict(run: Run, found: Mapping[str, Any], others: list[dict[str, Any]]) -> list[str]:
     """How the plan found stands to the others with as many evaluations or more, said no stronger than it is."""
     metric = run.settings.metric
-    ours = Plan.model_validate(found["plan"])
-    same = [row for row in others if Plan.model_validate(row["plan"]) == ours]
-    if same:
+    if same := alike(others, Plan.model_validate(found["plan"])):
         return [f"It is the plan of {named(same[0])}: nothing that was searched did better on fresh noise."]
-    score = found["scores"][metric]
-    over = [named(row) for row in others if _overlap(score, row["scores"][metric])]
+    ours = found["scores"][metric]
+    over = [named(row) for row in others if _overlap(ours, row["scores"][metric])]
     if not over:
         return []
     return [f"Its interval overlaps with that of {_listed(over)}: so many samples do not tell them apart."]

@@ -157,7 +157,7 @@ def plan_of(
     """
     if solver is not None:
         resolve("solvers", solver)  # one of the user's own is here from now on
-    if not is_grid(name) and (name in published() or Path(name).exists() or name.endswith(".json")):
+    if name in published() or Path(name).exists() or name.endswith(".json"):
         plan = read(name)
         if solver not in (None, plan.solver):
             raise InputError(f"plan '{name}' is for solver {plan.solver}, not {solver}; leave the solver out")
