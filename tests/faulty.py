@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +27,9 @@ PAUSE = "FAULTY_PAUSE"
 FOLDER = "FAULTY_FOLDER"
 """The environment variable with the folder of the file ``kill``: a worker that finds it removes it, and dies."""
 KILL = "kill"
+MOMENT = "FAULTY_MOMENT"
+"""The environment variable with the number of an answer, and the seconds after it, at which the process is killed."""
+answers = itertools.count(1)
 
 
 def model() -> Model:
@@ -33,6 +38,9 @@ def model() -> Model:
 
     def network(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
         time.sleep(float(os.environ.get(PAUSE, "0")))
+        answer, after = os.environ.get(MOMENT, "0 0").split()
+        if next(answers) == int(answer):
+            threading.Timer(float(after), os.kill, (os.getpid(), signal.SIGKILL)).start()
         fail(float(t[0]), len(x))
         return whole.network(x, t, label)
 

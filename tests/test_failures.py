@@ -131,19 +131,20 @@ def test_killed_again_and_again_it_ends_as_if_nothing_had_been(
     monkeypatch.setenv(faulty.PAUSE, "0.001")
     monkeypatch.setattr("autodiffusion._sampling.unfinished.WORTH", 0.01)  # so that there are such files
     given, log = settings(real_images), tmp_path / "log"
-    begun = time.monotonic()
-    assert ended(child(lambda: search(given, tmp_path / "first"), log)) == 0, log.read_text()
-    takes, rng = time.monotonic() - begun, np.random.default_rng(0)
+    told = tmp_path / "answers"
+    first = child(lambda: (search(given, tmp_path / "first"), told.write_text(str(next(faulty.answers)))), log)
+    assert ended(first) == 0, log.read_text()
+    answers, rng = int(told.read_text()), np.random.default_rng(0)
+    assert answers > 100
     killed = searches = 0
     left = set[int]()
     while killed < kills:
         folder, done = tmp_path / f"run {searches}", False
         while not done:
-            number = child(lambda folder=folder: search(given, folder), log)
-            time.sleep(rng.uniform(0, takes))
-            if killed < kills:
-                os.kill(number, signal.SIGKILL)
-            status = ended(number)
+            # not by the clock, which on a busy machine falls on few moments; but within an answer's time of them
+            moment = f"{rng.integers(1, answers)} {rng.uniform(0, 0.01)}" if killed < kills else "0 0"
+            monkeypatch.setenv(faulty.MOMENT, moment)
+            status = ended(child(lambda folder=folder: search(given, folder), log))
             assert status in (0, -signal.SIGKILL), log.read_text()
             done = status == 0
             killed += not done
