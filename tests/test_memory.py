@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -48,6 +49,10 @@ def scarce(whole: Model, fits: int = FITS) -> Model:
 
 def model() -> Model:
     return scarce(small.model())
+
+
+def hopeless_model() -> Model:
+    return scarce(small.model(), 0)
 
 
 def layered_model() -> Model:
@@ -157,3 +162,11 @@ def test_budgets_in_milliseconds(real_images: Path, monkeypatch: pytest.MonkeyPa
     given = {"model": "test_memory:layered_model", "reference": str(real_images), "batch_size": 32}
     Job.of(Settings.of(steps=3, samples=40, layers=True, max_cost="27 ms", **given))
     assert measured == [4]
+
+
+def test_where_not_even_one_sample_fits_a_line_says_so(command: Command, tmp_path: Path) -> None:
+    done = command(f"sample uniform:3 --model test_memory:hopeless_model --out {tmp_path / 'some.png'}")
+    assert done.status == 1
+    assert done.out == ""
+    assert re.fullmatch("autodiffusion: memory does not suffice, .*--dtype bfloat16.*", done.err.strip())
+    assert not (tmp_path / "some.png").exists()

@@ -73,6 +73,9 @@ def main() -> NoReturn:
     except Exception as error:
         if isinstance(error.__cause__, KeyboardInterrupt):  # pydantic wraps one that reaches its serializers
             status = INTERRUPTED
+        elif type(error).__name__ == "OutOfMemoryError":  # torch's, which most commands never import
+            remedy = "free some of it, or give --dtype bfloat16 or another --device"
+            sys.exit(_complain(f"memory does not suffice, even for one sample at a time; {remedy}", 1))
         # what typer says of unknown or malformed options; which class that is differs between its versions
         elif hasattr(error, "format_message"):
             command = getattr(getattr(error, "ctx", None), "command_path", "autodiffusion")
