@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import sys
@@ -178,6 +179,28 @@ def test_layers_are_measured_once_for_all_solvers(
         found = search_solvers(["ddim", "euler"], tmp_path, strategy="evolution", strategy_options=few, **given)
         assert all(result.plan.origin["cost"]["ms"] <= 2.5 for result in found.values())
     assert len(measured) == 1
+
+
+def test_one_command_looks_at_real_images_once(
+    real_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a folder their features take minutes, and the feature network its memory."""
+    loaded: list[str] = []
+    for name in ("load_reference", "load_extractor", "load"):
+        module = "autodiffusion._search.job" if name == "load" else "autodiffusion._search.inputs"
+        whole = getattr(importlib.import_module(module), name)
+        monkeypatch.setattr(
+            f"{module}.{name}", lambda *a, whole=whole, name=name, **k: (loaded.append(name), whole(*a, **k))[1]
+        )
+    given = GIVEN | {"reference": str(real_images), "budget": 8000}
+    search_solvers(["pfdiff", "plms", "gls"], tmp_path / "solvers", **given)
+    assert sorted(loaded) == ["load", "load_extractor", "load_reference"]
+    loaded.clear()
+    del given["steps"]
+    found = search_several([1, 2], tmp_path / "steps", **given)
+    assert sorted(loaded) == ["load", "load_extractor", "load_reference"]
+    apart = search(Settings.of(**given | {"steps": 1, "budget": 8000 // 3}), tmp_path / "apart")
+    assert apart.rows == found[1].rows
 
 
 def test_none_counts_as_not_given(real_images: Path, tmp_path: Path) -> None:

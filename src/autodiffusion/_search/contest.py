@@ -19,7 +19,6 @@ from autodiffusion._spaces.costs import Costs
 from autodiffusion._study.settings import Settings
 from autodiffusion._study.study import PLAN
 from autodiffusion._views.progress import Quiet
-from autodiffusion.models._model import Model
 
 LOOKS = (0.15, 0.4)
 """Shares of a whole search after each of which the worse half of the solvers is out."""
@@ -68,26 +67,25 @@ def search_solvers(
     if general:
         options = {"free_numbers": False} | options
     field: dict[str, Settings] = {}
-    model, times = None, load_times(out / racing[0] / TIMES)
+    job, times = None, load_times(out / racing[0] / TIMES)
     for name in racing:
-        field[name], job = _settings(where, options | {"solver": name}, model, times)
-        model, times = job.evaluator.model, job.times
+        field[name], job = _settings(where, options | {"solver": name}, times, progress, job)
         if general:
             try:
-                _finishing(where, options | {"steps": field[name].steps}, name, None, model)
+                _finishing(where, options | {"steps": field[name].steps}, name, None, job)
             except InputError as error:
                 raise InputError(f"{where}: {GENERAL} cannot go on from {name}: {error}") from None
+    assert job is not None
     # whose plan is there already needs nobody else, nor do those that have lost
     here = nullcontext(job.evaluator.workers)
     with here if (out / PLAN).exists() else crew_of(next(iter(field.values()))) as workers:
-        work = (progress, model, times, workers)
-        winner, start = _race(field, out, (*LOOKS, 1.0) if general else LOOKS, *work)
+        winner, start = _race(field, out, (*LOOKS, 1.0) if general else LOOKS, progress, job, workers)
         settings = field[winner]
         if general:
             start.save(out / f"{winner}.json")
-            settings, winner = _finishing(where, options, winner, out / f"{winner}.json", model), GENERAL
+            settings, winner = _finishing(where, options, winner, out / f"{winner}.json", job), GENERAL
         progress.part(f"solver {winner}")
-        result = search(settings, out / winner, *work)
+        result = search(settings, out / winner, progress, before=job, workers=workers)
     result.plan.save(out / PLAN)
     return {winner: result}
 
@@ -97,8 +95,7 @@ def _race(
     out: Path,
     looks: Sequence[float],
     progress: Quiet,
-    model: Model | None,
-    times: Costs | None,
+    before: Job,
     workers: Workers | None,
 ) -> tuple[str, Plan]:
     """The solver that is left after the last of ``looks``, and the best plan that it has found."""
@@ -106,7 +103,7 @@ def _race(
     for share in looks:
         for number, name in enumerate(field, 1):
             progress.part(f"solver {name} ({number} of {len(field)}, to {share:.0%})")
-            best = explore(field[name], out / name, share, progress, model, times, workers)
+            best = explore(field[name], out / name, share, progress, before=before, workers=workers)
             found |= {name: best} if best else {}
         ranked = sorted((name for name in field if name in found), key=lambda name: found[name][0])
         if not ranked:
@@ -129,20 +126,22 @@ def _each(budget: int, count: int, general: bool) -> int:
     return int(budget / (total + 1 - before + FINISH * general))
 
 
-def _settings(where: str, options: dict[str, Any], model: Model | None, times: Costs | None) -> tuple[Settings, Job]:
+def _settings(
+    where: str, options: dict[str, Any], times: Costs | None, progress: Quiet, before: Job | None
+) -> tuple[Settings, Job]:
     """The settings of one solver, with as many steps as its evaluations allow, and the job that they describe."""
     settings = Settings.of(where, **options)
-    job = Job.of(settings, model, times)
+    job = Job.of(settings, None, times, progress, before)
     counts = [steps for steps in range(1, settings.steps + 1) if sum(job.evaluations(steps)) <= settings.steps]
     if not counts:
         raise InputError(f"{where}: solver {settings.solver} needs more network evaluations than {settings.steps}")
     if counts[-1] == settings.steps:
         return settings, job
     settings = settings.model_copy(update={"steps": counts[-1]})
-    return settings, Job.of(settings, job.evaluator.model, job.times)
+    return settings, Job.of(settings, before=job)
 
 
-def _finishing(where: str, options: dict[str, Any], plain: str, start: Path | None, model: Model | None) -> Settings:
+def _finishing(where: str, options: dict[str, Any], plain: str, start: Path | None, before: Job) -> Settings:
     """The settings of the general solver on ``plain``, from the plan in the file ``start`` on; they can be searched."""
     own = options.get("solver_options", {}) | {"plain": plain}
     given = options | {"solver": GENERAL, "solver_options": own, "free_numbers": True}
@@ -155,5 +154,5 @@ def _finishing(where: str, options: dict[str, Any], plain: str, start: Path | No
     if settings.strategy == "ladder":  # the times have been searched
         known = {"family": False, "explorations": 0}
         settings = settings.model_copy(update={"strategy_options": known | settings.strategy_options})
-    Job.of(settings, model)
+    Job.of(settings, before=before)
     return settings

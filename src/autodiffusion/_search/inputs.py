@@ -15,6 +15,7 @@ from autodiffusion._references.reference import Begin, Reference
 from autodiffusion._references.reference import load as load_reference
 from autodiffusion._sampling.sampling import Tick, stretches
 from autodiffusion._views.progress import Quiet
+from autodiffusion.features import Extractor
 from autodiffusion.features._base import load as load_extractor
 from autodiffusion.metrics._build import build
 from autodiffusion.models._model import Model
@@ -28,7 +29,7 @@ SAMPLES = 2000
 
 def prepare(
     model: Model,
-    features: str | None = None,
+    features: str | Extractor | None = None,
     reference: str | None = None,
     batch_size: int = BATCH_SIZE,
     samples: int = 1,
@@ -36,6 +37,7 @@ def prepare(
     """An evaluator of ``model`` and the name of its reference, both the model's own where not given.
 
     Args:
+        features: the name of a feature network, or one that is loaded already.
         samples: that will be compared with the reference, at most.
 
     Raises:
@@ -50,7 +52,9 @@ def prepare(
     if model.captions is not None:
         _, drawn = parse_teacher(source, model) or (0, 0)
         model.captions.check(max(samples, drawn))
-    return Evaluator(model, load_extractor(features or model.features, model.device), batch_size), source
+    if not isinstance(features, Extractor):
+        features = load_extractor(features or model.features, model.device)
+    return Evaluator(model, features, batch_size), source
 
 
 def reading(progress: Quiet | None) -> Begin:

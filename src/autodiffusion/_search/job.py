@@ -75,18 +75,22 @@ class Job:
         model: Model | None = None,
         times: Costs | None = None,
         progress: Quiet | None = None,
+        before: Job | None = None,
     ) -> Job:
         """The job that ``settings`` describe.
 
         Args:
             model: theirs, where it is loaded already.
             times: of the model's layers, where they are measured already and ``max_cost`` is counted in them.
+            before: a job of the same model, features and metric, of which all that takes time to load is taken over.
 
         Raises:
             InputError: something in them cannot be used.
         """
         if settings.threads:
             torch.set_num_threads(settings.threads)
+        if before is not None:
+            model, times = model or before.evaluator.model, times or before.times
         model = model or load(settings.model, **settings.model_dump(include=OF_MODEL))
         solver = resolve("solvers", settings.solver)
         free_end = settings.free_end
@@ -112,8 +116,12 @@ class Job:
                 f"samples; give at least that, or fewer samples (--samples)"
             )
         samples = max(settings.samples, settings.confirm_samples)
-        evaluator, source = prepare(model, settings.features, settings.reference, settings.batch_size, samples)
-        reference = check_source(source, evaluator, [settings.metric, REPORTED], progress)
+        features = settings.features if before is None else before.evaluator.extractor
+        evaluator, source = prepare(model, features, settings.reference, settings.batch_size, samples)
+        if before is not None and before.settings.reference == settings.reference and before.reference is not None:
+            reference: Reference | None = before.reference
+        else:
+            reference = check_source(source, evaluator, [settings.metric, REPORTED], progress)
         _check_samples(settings, evaluator, reference)
         if settings.teacher:
             teacher_plan(model, settings.teacher)

@@ -24,7 +24,6 @@ from autodiffusion._search.final_table import final_table
 from autodiffusion._search.job import Job, teacher_reference
 from autodiffusion._search.pricing import load_times, save_times
 from autodiffusion._search.showing import show
-from autodiffusion._spaces.costs import Costs
 from autodiffusion._study import frames
 from autodiffusion._study.settings import Settings
 from autodiffusion._study.study import PLAN, Study
@@ -84,7 +83,7 @@ def search(
     out: Path | str,
     progress: Quiet | None = None,
     model: Model | None = None,
-    times: Costs | None = None,
+    before: Job | None = None,
     workers: Workers | None = None,
 ) -> Result:
     """Searches a plan and leaves it, the ledger, the pictures and the report in ``out``; resumes what is there.
@@ -93,7 +92,7 @@ def search(
 
     Args:
         model: the settings' model, where it is loaded already.
-        times: of its layers, where they are measured already and ``max_cost`` is counted in them.
+        before: of another search, as of :meth:`Job.of`.
         workers: of the settings, where they are at work already.
 
     Raises:
@@ -102,7 +101,7 @@ def search(
         KeyboardInterrupt: asked for; called again, the search goes on.
     """
     out, progress = Path(out), progress or Quiet()
-    with _opened(settings, out, model, times, workers, progress) as (job, study, crew):
+    with _opened(settings, out, model, before, workers, progress) as (job, study, crew):
         with patient(), Watch(study, job.evaluator.model, progress):
             if not study.of_kind("confirm"):
                 job, kept = keeping(job, study, crew)
@@ -122,20 +121,20 @@ def explore(
     share: float,
     progress: Quiet | None = None,
     model: Model | None = None,
-    times: Costs | None = None,
+    before: Job | None = None,
     workers: Workers | None = None,
 ) -> tuple[tuple[int, float], Plan] | None:
     """A search that stops after ``share`` of what it may spend; another call, or :func:`search`, goes on with it.
 
     Args:
-        model: as of :func:`search`, and so ``times`` and ``workers``.
+        model: as of :func:`search`, and so ``before`` and ``workers``.
 
     Returns:
         The best plan's standing, lower is better: the negative of its samples, and its loss; and the plan. With layers
         it may cost more than what is found. ``None`` if no candidate has a score.
     """
     progress = progress or Quiet()
-    with _opened(settings, out, model, times, workers, progress) as (job, study, crew):
+    with _opened(settings, out, model, before, workers, progress) as (job, study, crew):
         with patient(), Watch(study, job.evaluator.model, progress):
             job, kept = keeping(job, study, crew)
             metric, _ = _score(job, study, progress, share)
@@ -149,14 +148,14 @@ def _opened(
     settings: Settings,
     out: Path,
     model: Model | None,
-    times: Costs | None,
+    before: Job | None,
     workers: Workers | None,
     progress: Quiet,
 ) -> Iterator[tuple[Job, Study, Workers | None]]:
     """What the search in ``out`` works with, its study, and who samples; what is unusable is found before it writes."""
     if settings.tensorboard:
         tensorboard.check()
-    job = Job.of(settings, model, load_times(out / TIMES) or times, progress)
+    job = Job.of(settings, model, load_times(out / TIMES), progress, before)
     if workers is None and (settings.workers or settings.ray_address):
         progress.phase("starting the workers", 0)
     with at_work(job, out, workers) as crew, Study(out, job.settings) as study:

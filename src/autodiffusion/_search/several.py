@@ -22,8 +22,8 @@ def search_several(
 ) -> dict[int, Result]:
     """A plan for each number of steps, the smallest first, each in a folder of ``out`` that is called by it.
 
-    What is shared: the model, a teacher's samples, measured times of layers, and what the search before has found,
-    which is a start of the next.
+    What is shared: the model, the feature network, the reference, measured times of layers, and what the search before
+    has found, which is a start of the next.
     A ``budget`` holds for all together; each gets a part in proportion to its steps, and what one leaves is the next
     ones'. Interrupted and called again it goes on, as :func:`~autodiffusion._search.loop.search` does.
 
@@ -40,11 +40,12 @@ def search_several(
         raise InputError(f"{where}: steps: is empty; give one number of steps or several, such as 4,6,10")
     budget = Settings.of(where, steps=counts[0], **options).budget
     options.pop("budget", None)
-    model, times = None, load_times(out / str(counts[0]) / TIMES)
+    job, times = None, load_times(out / str(counts[0]) / TIMES)
     for count in counts:
         share = None if budget is None else _share(budget, count, counts)
-        job = Job.of(Settings.of(where, steps=count, budget=share, **options), model, times, progress)
-        model, times = job.evaluator.model, job.times
+        settings = Settings.of(where, steps=count, budget=share, **options)
+        job = Job.of(settings, None, times, progress, job)
+    assert job is not None
     results: dict[int, Result] = {}
     left = budget
     done = all(finished(out / str(count)) for count in counts)
@@ -58,7 +59,7 @@ def search_several(
                 if (settings.reference or "").startswith("teacher:"):
                     settings = settings.model_copy(update={"reference": str(out / str(counts[0]) / TEACHER)})
             progress.part(f"{count} step{'s' * (count > 1)} ({number + 1} of {len(counts)})")
-            results[count] = search(settings, out / str(count), progress, model, times, workers)
+            results[count] = search(settings, out / str(count), progress, before=job, workers=workers)
             left = None if left is None else left - results[count].search_cost.evaluations
     return results
 
