@@ -9,9 +9,9 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
+import accelerate
 import diffusers
 import huggingface_hub.constants
 import pytest
@@ -280,25 +280,16 @@ def test_half_precision() -> None:
     assert apart(sample.float(), expected) < 0.1
 
 
-def offload(network: torch.nn.Module, device: str) -> None:
-    """Keeps weights elsewhere but for the call of the module that has them, as diffusers does through accelerate."""
-    for module in network.modules():
-        here = dict(module._parameters)
-        gone = {
-            name: torch.nn.Parameter(weight.to("meta"), False) for name, weight in here.items() if weight is not None
-        }
-
-        @functools.wraps(module.forward)
-        def forward(*args: Any, _module: Any = module, _here: Any = here, _gone: Any = gone, **kwargs: Any) -> Any:
-            _module._parameters.update(_here)
-            try:
-                return type(_module).forward(_module, *args, **kwargs)
-            finally:
-                _module._parameters.update(_gone)
-
-        module._parameters.update(gone)
-        module.forward = forward
-        module._hf_hook = SimpleNamespace(execution_device=device)
+@pytest.mark.parametrize("kind", ["StableDiffusionPipeline", "PixArtAlphaPipeline"])
+def test_whole_networks_that_are_elsewhere(kind: str) -> None:
+    """What ``enable_model_cpu_offload`` makes of a pipeline, on the only device that every machine has."""
+    made, (_, plan) = tiny(kind), plans("unipc")
+    expected = made.ours(plan)
+    hook = None
+    for network in (made.network, made.pipe.vae):
+        _, hook = accelerate.cpu_offload_with_hook(network, torch.device("cpu"), hook)
+    with apply(plan, made.pipe):
+        assert apart(made.call(), expected) < 1e-4
 
 
 @pytest.mark.parametrize("kind", ["StableDiffusionPipeline", "PixArtAlphaPipeline"])
@@ -307,7 +298,7 @@ def test_weights_that_are_elsewhere(kind: str) -> None:
     made, (_, plan) = tiny(kind), plans("unipc")
     expected = made.ours(plan)
     for network in (made.pipe.vae, made.network):
-        offload(network, "cpu")
+        accelerate.cpu_offload(network, torch.device("cpu"))
     assert made.network.device.type == made.pipe.device.type == "meta"
     with apply(plan, made.pipe):
         assert apart(made.call(), expected) < 1e-4
