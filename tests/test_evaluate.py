@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import json
 import math
 import weakref
 from collections.abc import Callable, Sequence
@@ -15,10 +16,11 @@ import numpy as np
 import pytest
 import small
 import torch
+from conftest import Command
 from frechet import frechet_distance
 from torch import Tensor, nn
 
-from autodiffusion import Evaluator, InputError, Model, NoiseSchedule, Plan, sample
+from autodiffusion import Evaluator, InputError, Model, NoiseSchedule, Plan, evaluate, sample
 from autodiffusion._cli._options import load_plan
 from autodiffusion._evaluation.confirm import confirm, figure
 from autodiffusion._evaluation.evaluate import derive_seed, describe
@@ -808,3 +810,47 @@ def test_the_solver_is_the_grids_where_a_plan_is_drawn_beside_one(tmp_path: Path
 def test_solver_options_of_other_types_are_refused(value: Any) -> None:
     with pytest.raises(InputError, match=r"solver ddim: option eta = .* is not a float"):
         plan_of("uniform:4", small.model(), "ddim", {"eta": value})
+
+
+# from Python, and images for other programs
+
+
+def test_images_give_the_figure_to_whoever_measures_them(real_images: Path, tmp_path: Path, command: Command) -> None:
+    model, plan, folder = small.model(), Plan.of("ddim", [90, 60, 20]), tmp_path / "images"
+    row = evaluate(plan, model, "fid", real_images, samples=70, seed=4, images=folder, batch_size=32)
+    assert [file.name for file in sorted(folder.iterdir())] == [f"{number:05d}.png" for number in range(70)]
+    extractor = load_features(model.features, model.device)
+    ours, theirs = (load_reference(str(path), extractor) for path in (folder, real_images))
+    distance = frechet_distance(ours.mu, ours.sigma, theirs.mu, theirs.sigma)
+    assert row.scores["fid"].value == pytest.approx(distance, rel=1e-6)
+    plan.save(tmp_path / "plan.json")
+    line = f"evaluate {tmp_path / 'plan.json'} --model small:model --reference {real_images} --samples 70 --seed 4"
+    line += f" --batch-size 32 --json --save-images {tmp_path / 'again'}"
+    assert json.loads(command(line).out)["scores"] == row.to_json()["scores"]
+    for file in folder.iterdir():
+        assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes()
+    full = command(line)
+    assert (full.status, full.out) == (2, "")
+    assert "again: is there already; give a new or an empty folder for the images" in full.err
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"samples": 1}, "samples = 1 is less than 2"),
+        ({"metric": []}, "no metric is named"),
+        ({"metric": "fid,kdi"}, "metric 'kdi' is unknown .did you mean 'kid'"),
+        ({"images": "no/such"}, "cannot be made; no is no folder"),
+        ({"reference": "gone.npz"}, "gone.npz"),
+    ],
+)
+def test_what_cannot_be_evaluated(real_images: Path, given: dict[str, Any], told: str) -> None:
+    options: dict[str, Any] = {"reference": real_images, "samples": 40} | given
+    with pytest.raises(InputError, match=told):
+        evaluate(Plan.of("ddim", [90, 20]), small.model(), **options)
+
+
+def test_images_of_other_channels_are_refused_before_anything_is_done(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="images of 2 channels cannot be written"):
+        evaluate(Plan.of("ddim", [50]), linear_model((2, 4, 4)), reference="teacher:5", images=tmp_path / "images")
+    assert not (tmp_path / "images").exists()

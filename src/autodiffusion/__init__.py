@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from autodiffusion._errors import InputError, RunError
+    from autodiffusion._evaluation.confirm import Row
     from autodiffusion._evaluation.evaluate import Evaluator, Score
     from autodiffusion._evaluation.timing import Timing, layer_times, plan_times
     from autodiffusion._pipelines.check import Following, check
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from autodiffusion._references.reference import Reference
     from autodiffusion._report import report
     from autodiffusion._sampling.sampling import sample
+    from autodiffusion._search.figures import evaluate
     from autodiffusion._search.inputs import plan_of as load_plan
     from autodiffusion._search.loop import Result, search
     from autodiffusion._spaces.space import SearchSpace
@@ -43,6 +45,7 @@ _HOMES = {
     "Plan": ("_plans.plan", "Plan"),
     "Reference": ("_references.reference", "Reference"),
     "Result": ("_search.loop", "Result"),
+    "Row": ("_evaluation.confirm", "Row"),
     "RunError": ("_errors", "RunError"),
     "Score": ("_evaluation.evaluate", "Score"),
     "SearchSpace": ("_spaces.space", "SearchSpace"),
@@ -53,6 +56,7 @@ _HOMES = {
     "Timing": ("_evaluation.timing", "Timing"),
     "apply": ("_pipelines.pipeline", "apply"),
     "check": ("_pipelines.check", "check"),
+    "evaluate": ("_search.figures", "evaluate"),
     "layer_times": ("_evaluation.timing", "layer_times"),
     "load_model": ("models._load", "load"),
     "load_plan": ("_search.inputs", "plan_of"),
@@ -73,6 +77,7 @@ __all__ = [
     "Progress",
     "Reference",
     "Result",
+    "Row",
     "RunError",
     "Score",
     "SearchSpace",
@@ -82,6 +87,7 @@ __all__ = [
     "Timing",
     "apply",
     "check",
+    "evaluate",
     "layer_times",
     "load_model",
     "load_plan",

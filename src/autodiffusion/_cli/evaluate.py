@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -72,36 +72,45 @@ def evaluate_command(
         bool | None,
         typer.Option("--time/--no-time", help="measure how long sampling takes [where layers are left out]"),
     ] = None,
+    save_images: Annotated[
+        Path | None,
+        typer.Option(help="a new folder for the images that are scored, a PNG each; they are sampled once more for it"),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Scores a plan or a named grid on fresh noise, with a 95 % bootstrap interval.
 
     Of a plan that leaves out layers it says what it costs as well, beside the same steps with the whole network.
     """
-    from autodiffusion._evaluation.confirm import confirm
     from autodiffusion._evaluation.timing import fitting, plan_times
-    from autodiffusion._sampling.sampling import nfe
-    from autodiffusion._search.inputs import check_source, find_reference, found_elsewhere, prepare
+    from autodiffusion._search.figures import evaluate
+    from autodiffusion._search.inputs import found_elsewhere
     from autodiffusion._search.pricing import Pricing
     from autodiffusion._views.progress import Progress
 
     given = locals()
     loaded = load_model(given)
     chosen = load_plan(plan, loaded, solver, solver_option)
-    evaluator, source = prepare(loaded, features, reference, batch_size, samples)
-    metrics = [name.strip() for name in metric.split(",") if name.strip()]
-    with Progress() as progress:
-        reference_found = check_source(source, evaluator, metrics, progress)
     if difference := found_elsewhere(chosen, loaded, model):
         print(f"autodiffusion: {difference}", file=sys.stderr)
-    evaluations, time = nfe(chosen, loaded), None
     partial = chosen != chosen.leaving()
     timed = partial if timed is None else timed
-    with crew_for(given) as elsewhere, Progress() as progress:
-        evaluator = replace(evaluator, elsewhere=elsewhere)
-        reference_found = reference_found or find_reference(source, evaluator, progress)
-        progress.phase("evaluate", evaluations * samples)
-        [row] = confirm(evaluator, reference_found, {plan: chosen}, metrics, samples, seed, progress.tick)
+    time: Timing | None = None
+    with Progress() as progress:
+        row = evaluate(
+            chosen,
+            loaded,
+            metric,
+            reference,
+            features,
+            samples,
+            seed,
+            images=save_images,
+            batch_size=batch_size,
+            progress=progress,
+            workers=crew_for(given),
+            name=plan,
+        )
         if row.problem:
             raise RunError(f"{plan}: {row.problem}")
         if timed:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from autodiffusion._report.comparison import compare
 from autodiffusion._report.files import save_figures
-from autodiffusion._report.mosaics import GRID, mosaic, picture
+from autodiffusion._report.mosaics import GRID, check_new, mosaic, picture, save_each
 from autodiffusion._report.page import REPORT, report
 
-__all__ = ["GRID", "REPORT", "compare", "mosaic", "picture", "report", "save_figures"]
+__all__ = ["GRID", "REPORT", "check_new", "compare", "mosaic", "picture", "report", "save_each", "save_figures"]

@@ -1,4 +1,4 @@
-"""Pictures of samples: squares of images beside each other, as one file and taken apart again."""
+"""Pictures of samples: each a file, or squares of them beside each other as one file, and taken apart again."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+
+from autodiffusion._errors import InputError
 
 GRID = "grid.png"
 """Where a study keeps its samples."""
@@ -59,6 +61,21 @@ def picture(images: Mapping[str, Tensor], path: Path) -> None:
     partial = path.with_name(path.name + ".partial")  # a search that is killed here must not take half for the whole
     drawing.savefig(partial, format="png", metadata={PANELS: json.dumps(panels)})
     partial.replace(path)
+
+
+def check_new(folder: Path) -> None:
+    """Raises :class:`InputError` unless ``folder`` is empty, or can be made."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder}: is there already; give a new or an empty folder for the images")
+    if not folder.parent.is_dir():
+        raise InputError(f"{folder}: cannot be made; {folder.parent} is no folder")
+
+
+def save_each(folder: Path, numbers: range, images: Tensor) -> None:
+    """Writes images, uint8 ``[B, 1 or 3, H, W]``, as ``00000.png`` and so on, by their numbers."""
+    folder.mkdir(exist_ok=True)
+    for number, image in zip(numbers, images.permute(0, 2, 3, 1).numpy(), strict=True):
+        Image.fromarray(image if image.shape[2] == 3 else image[..., 0]).save(folder / f"{number:05d}.png")
 
 
 def panels(path: Path) -> dict[str, Image.Image]:

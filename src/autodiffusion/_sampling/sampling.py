@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from autodiffusion.models._model import LABELS, Model
 from autodiffusion.solvers import Move, Solver, State
 from autodiffusion.solvers._base import Guided, build
 
+T = TypeVar("T")
 Tick: TypeAlias = Callable[[int], None]
 """Called with the number of network evaluations just made, for a progress bar."""
 
@@ -250,12 +251,27 @@ def sample(
     """
     if count < 1:
         raise InputError(f"sample: count = {count} is less than 1; give how many images to make")
+    return torch.cat(sample_blocks(lambda _, images: images, model, plan, count, seed, batch_size, tick))
 
-    def drawn(block: range) -> Tensor:
+
+def sample_blocks(
+    use: Callable[[range, Tensor], T],
+    model: Model,
+    plan: Plan,
+    count: int,
+    seed: int,
+    batch_size: int,
+    tick: Tick | None = None,
+) -> list[T]:
+    """What ``use`` makes of images 0 to ``count`` - 1, block by block, given their numbers and the images as of
+    :func:`sample`.
+    """
+
+    def drawn(block: range) -> T:
         [(_, x)] = walk(model, [plan], block, seed, Cost(), tick)
-        return model.decode(x)
+        return use(block, model.decode(x))
 
-    return torch.cat(in_blocks(drawn, count, batch_size))
+    return in_blocks(drawn, count, batch_size)
 
 
 def blocks(count: int, size: int) -> list[range]:

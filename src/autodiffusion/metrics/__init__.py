@@ -6,6 +6,6 @@ A metric sees no plans and no models. All but one compare features of generated 
 
 from __future__ import annotations
 
-from autodiffusion.metrics._base import Metric
+from autodiffusion.metrics._base import Interval, Metric
 
-__all__ = ["Metric"]
+__all__ = ["Interval", "Metric"]
