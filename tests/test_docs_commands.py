@@ -92,6 +92,7 @@ PYTHON = {
         "confirm_samples=60, budget=1500"
     ),
     r'load_model\("mnist"\)': f'load_model("{HERE}")',
+    r'"fid,recall", samples=\d+': f'"fid,recall", reference="{REAL}", samples=24',
     r"teacher:\d+": TEACHER,
     r"budget=[\d_]+": "budget=1500",
     r"batch_size=\d+": "batch_size=2",

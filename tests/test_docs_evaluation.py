@@ -23,8 +23,9 @@ def test_the_table_is_that_of_the_rows() -> None:
         assert int(nfe) == rows[name]["nfe"]
         assert cells.split(" | ") == [f"{score['value']:.4g}" for score in scores]
     for name in ("gls-4", "uniform:50"):
-        recall = rows[name]["scores"]["recall"]
-        assert f"{recall['value']:.4g} [{recall['low']:.4g}, {recall['high']:.4g}]" in PAGE
+        for metric in ("precision", "recall"):
+            score = rows[name]["scores"][metric]
+            assert f"{score['value']:.4g} [{score['low']:.4g}, {score['high']:.4g}]" in PAGE
 
 
 def test_what_the_page_points_to_is_there() -> None:

@@ -74,7 +74,7 @@ def _verdict(run: Run, found: Mapping[str, Any], others: list[dict[str, Any]]) -
     over = [named(row) for row in others if _overlap(ours, row["scores"][metric])]
     if not over:
         return []
-    return [f"Its interval overlaps with that of {_listed(over)}: so many samples do not tell them apart."]
+    return [f"Its interval overlaps with that of {_listed(over)}: so these samples alone do not tell them apart."]
 
 
 def _overlap(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
