@@ -699,14 +699,6 @@ def test_the_scheduler_refuses_what_it_cannot_follow() -> None:
             scheduler.step(x, 0, after)
 
 
-def test_saving_wants_the_plan_removed(tmp_path: Path) -> None:
-    pipe = pipeline("ddpm")
-    with apply(Plan.of("ddim", TIMES), pipe), pytest.raises(InputError, match="before saving"):
-        pipe.save_pretrained(tmp_path / "pipe")
-    pipe.save_pretrained(tmp_path / "whole")
-    assert type(DDPMPipeline.from_pretrained(tmp_path / "whole").scheduler) is DDPMScheduler
-
-
 def test_pipelines_that_rebuild_their_scheduler_get_a_stock_one() -> None:
     pipe = pipeline("ddpm", beta_schedule="squaredcos_cap_v2")
     with apply(Plan.of("ddim", TIMES), pipe):

@@ -13,8 +13,12 @@ from autodiffusion._pipelines.denoisers import PIPELINES, blends, divisor, flows
 from autodiffusion._pipelines.plan_scheduler import PlanScheduler
 from autodiffusion._plans.flow import FlowSchedule, is_flow
 from autodiffusion._plans.plan import Plan
-from autodiffusion._plans.schedule import NoiseSchedule
+from autodiffusion._plans.schedule import NoiseSchedule, unfit_for_plans
 from autodiffusion.models._model import Model
+
+FOLLOWED = "_autodiffusion_scheduler"
+"""Where a pipeline has the scheduler that follows its plan, even when it was given another; copied with it,
+and gone with it."""
 
 
 class Applied:
@@ -27,23 +31,27 @@ class Applied:
 
     def __init__(self, plan: Plan, pipe: Any, scheduler: PlanScheduler, network: nn.Module | None) -> None:
         self.plan, self.pipe = plan, pipe
-        self._scheduler, self._network, self._removed = scheduler, network, False
+        self._scheduler, self._network = scheduler, network
         if network is not None:
             turns.connect(network)
+        pipe.scheduler = scheduler.stock
+        saved = dict(pipe.config)
         pipe.scheduler = scheduler
-        scheduler.remove = self.remove
+        pipe.register_to_config(**saved)  # a pipeline is saved with its own scheduler
+        vars(pipe)[FOLLOWED], scheduler.undo = scheduler, self.remove
 
     def remove(self) -> None:
         """Gives the pipeline its own scheduler and its whole network back; once removed, does nothing.
 
         A scheduler that was set meanwhile stays.
         """
-        if self._removed:
+        scheduler = self._scheduler
+        if scheduler.pipe is None:
             return
-        self._removed = True
-        self._scheduler.leave()
-        if self.pipe.scheduler is self._scheduler:
-            self.pipe.scheduler = self._scheduler.stock
+        scheduler.leave()
+        vars(self.pipe).pop(FOLLOWED, None)
+        if self.pipe.scheduler is scheduler:
+            self.pipe.scheduler = scheduler.stock
         if self._network is not None:
             turns.disconnect(self._network)
 
@@ -72,9 +80,10 @@ def apply(plan: Plan, pipe: Any) -> Applied:
     before = getattr(pipe, "scheduler", None)
     stock = before.stock if isinstance(before, PlanScheduler) else before
     name, model = _model(pipe, stock)
-    scheduler = PlanScheduler(pipe, stock, plan, model, blends(name, model.module), divisor(name))
-    if isinstance(before, PlanScheduler) and before.pipe is pipe:  # pipelines may be made of another's components
-        before.remove()
+    scheduler = PlanScheduler(pipe, stock, plan, model, PIPELINES[name][0], blends(name, model.module), divisor(name))
+    followed = vars(pipe).get(FOLLOWED)
+    if isinstance(followed, PlanScheduler) and followed.pipe is pipe:  # no shallow copy's, and none that was unpickled
+        followed.remove()
     return Applied(plan, pipe, scheduler, model.module if scheduler.skips else None)
 
 
@@ -131,10 +140,12 @@ def _schedule(scheduler: Any, known: str) -> NoiseSchedule:
         known: what its pipeline is known as.
 
     Raises:
-        InputError: it is for flow matching and the pipeline is not, or the other way; or it has no schedule of a
-            variance-preserving model with discrete time steps.
+        InputError: it runs from data to noise or not in discrete time steps; it is for flow matching and the pipeline
+            is not, or the other way; or it has no schedule of a variance-preserving model.
     """
     kind, config = type(scheduler).__name__, scheduler.config
+    if reason := unfit_for_plans(config, kind):
+        raise InputError(f"scheduler {kind}: {reason}")
     if is_flow(config, kind):
         if not flows(known):
             raise InputError(f"scheduler {kind}: is for flow matching, which the networks of {known} are not made for")

@@ -43,7 +43,8 @@ class Run:
         generator: of the noise that stochastic solvers draw.
         move: the number of that move.
         answers: what the network has said in it, and of these ``heard`` the solver has been told.
-        asked: where the network is asked next, of the pipeline's dtype.
+        asked: where the network is asked next; the solver's own.
+        handed: the same as the pipeline got it, in its dtype, and the tensor's version then.
         drawn: the noise of the last move that drew any, by its number.
     """
 
@@ -55,6 +56,7 @@ class Run:
     answers: list[Tensor] = field(default_factory=list)
     heard: int = 0
     asked: Tensor | None = None
+    handed: tuple[Tensor, int | None] | None = None
     drawn: dict[int, Tensor] = field(default_factory=dict)
 
     @property
@@ -62,10 +64,19 @@ class Run:
         """The time at which the network is asked next."""
         return self.path[self.move].move.ask[len(self.answers)]
 
+    def hand_out(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """A copy of ``x``, which is asked next, in the pipeline's dtype: whatever it does to that, ``x`` stays."""
+        given = x.to(dtype, copy=True)
+        self.asked, self.handed = x, (given, _version(given))
+        return given
+
     def returned(self, sample: Tensor) -> bool:
-        """Whether the sample is as it was returned. Pipelines that guide may have repeated the first half of it."""
-        asked = self.asked
-        assert asked is not None
+        """Whether the sample is as it was handed out. Pipelines that guide may have repeated the first half of it."""
+        assert self.asked is not None and self.handed is not None
+        given, version = self.handed
+        if sample is given and version is not None and _version(sample) == version:
+            return True
+        asked = self.asked.to(given.dtype)
         if len(sample) % 2 == 0:
             one, other = sample.chunk(2)
             if torch.equal(one, other):
@@ -101,6 +112,11 @@ class Run:
             x = self.state.x
             self.drawn = {number: randn_tensor(x.shape, generator=self.generator, device=x.device, dtype=x.dtype)}
         return self.drawn[number]
+
+
+def _version(x: Tensor) -> int | None:
+    """How often it was changed in place; of a tensor of inference mode nobody counts that."""
+    return None if x.is_inference() else x._version
 
 
 def _at_sample(stretch: Stretch) -> bool:

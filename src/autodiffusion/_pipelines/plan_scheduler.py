@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers.configuration_utils import ConfigMixin
-from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
+from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
 from autodiffusion._errors import InputError
 from autodiffusion._pipelines import turns
 from autodiffusion._pipelines.plan_run import Generators, Run, rest
+from autodiffusion._pipelines.stand_in import StandIn
 from autodiffusion._plans.plan import Plan, tidy
 from autodiffusion._sampling.sampling import stretches
 from autodiffusion.models._model import Model
 from autodiffusion.solvers import State
 
+FREE = "the plan's free numbers are made for a beginning in pure noise, not with an image"
+ANOTHERS = "if this pipeline was made of another's components, apply the plan to it too"
 
-class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # config_name, of both
+
+class PlanScheduler(StandIn):
     """One iteration of the pipeline's loop for each network evaluation of a plan.
 
     What the pipeline gets back is the point at which the network is asked next, and at the end the sample. The solver's
@@ -34,17 +36,14 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # confi
     Attributes:
         order: evaluations of each step but the last, where all have as many, otherwise 1, and 1 where the pipeline
             counts ``timesteps`` itself: what it multiplies by to find the evaluation at which a step begins.
-        init_noise_sigma: 1, the standard deviation of the first noise.
         timesteps: the times of the evaluations, in order; whole ones as integers, as the stock schedulers have them.
         num_inference_steps: how many there are.
-        pipe: the pipeline that it was made for.
-        stock: the scheduler that this one replaces, whose configuration it shows.
-        remove: gives the pipeline ``stock`` back.
         skips: whether the plan leaves out layers.
 
     Args:
         plan: is checked against the network's layers and noise schedule.
         model: of the pipeline's network.
+        component: which of the pipeline's that is.
         blends: whether the pipeline puts the known part of an image into the sample after each step.
         divisor: what it divides a time by before it asks the network.
 
@@ -52,13 +51,11 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # confi
         InputError: the plan is none that a pipeline with this network can follow.
     """
 
-    init_noise_sigma = 1.0
-    remove: Callable[[], None]
-
-    def __init__(self, pipe: Any, stock: Any, plan: Plan, model: Model, blends: bool = False, divisor: int = 1) -> None:
-        configured: Any = self
-        configured.register_to_config(**stock.config)
-        self.pipe, self.stock, self._plan, self._model = pipe, stock, plan, model
+    def __init__(
+        self, pipe: Any, stock: Any, plan: Plan, model: Model, component: str, blends: bool = False, divisor: int = 1
+    ) -> None:
+        super().__init__(pipe, stock, model.schedule)
+        self._plan, self._model, self._component = plan, model, component
         self._blends, self._divisor = blends, divisor
         self._whole = self._path = stretches(plan, model)
         if self._whole[0].move.ask[0] != self._whole[0].move.t:
@@ -72,16 +69,12 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # confi
         self._asked = [t for stretch in self._whole for t in stretch.move.ask]
         whole = not model.schedule.continuous and all(t.is_integer() for t in self._asked)
         self._times = torch.tensor(self._asked, dtype=torch.int64 if whole else torch.float32)
-        steps = inspect.signature(pipe.__call__).parameters.get("num_inference_steps")
-        self._counts = {len(asks), len(self._asked), *((steps.default,) if steps else ())}
+        self._counts = {len(asks), len(self._asked), self._default("num_inference_steps")}
         self.timesteps, self.num_inference_steps, self._count = self._times, len(self._asked), len(asks)
         self.skips = any(stretch.skip for stretch in self._whole)
-        self._begun = self._left = False
+        self._begun = False
         self._first, self._last = 0, len(self._whole)
         self._run: Run | None = None
-
-    def __len__(self) -> int:
-        return len(self._model.schedule)
 
     def set_timesteps(
         self,
@@ -98,10 +91,14 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # confi
             mu: a shift by resolution, for stock grids; the plan's times are as they are.
 
         Raises:
-            InputError: the plan was removed, or the pipeline is to stop within one of its steps (``denoising_end``).
+            InputError: the plan was removed, the pipeline is to stop within one of its steps (``denoising_end``), or
+                its network is another one than that of which the plan leaves out layers.
         """
-        if self._left:
+        if self.pipe is None:
             raise InputError("scheduler: its plan was removed; apply one to this pipeline, or give it a scheduler")
+        if self.skips and not turns.reaches(getattr(self.pipe, self._component), self._model.module):
+            kind, what = type(self.pipe).__name__, f"another {self._component} than when the plan was applied"
+            raise InputError(f"pipeline {kind} has {what}; apply it again")
         self.stop()
         count = len(self._asked)
         # the number of steps by which the pipeline reckons: its own, or what it finds in timesteps
@@ -135,7 +132,8 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # confi
             begin_index: the first of ``timesteps`` that the pipeline goes through.
 
         Raises:
-            InputError: no step of the plan begins there, or its solver would begin otherwise than it goes on.
+            InputError: no step of the plan begins there, it ends before, or its solver would begin otherwise than it
+                goes on.
         """
         if begin_index == 0:
             return
@@ -146,11 +144,19 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # confi
             if self._count != needed:
                 raise InputError(
                     f"num_inference_steps = {self._count}: to begin in the middle of this plan, call the pipeline with "
-                    f"num_inference_steps={needed}"
+                    f"num_inference_steps={needed}, or with strength=1 for the whole plan"
                 )
             if begin_index >= len(self._asked):
-                raise InputError(f"strength leaves none of the plan's {steps} steps; give at least 1/{steps}")
+                raise InputError(
+                    f"strength or denoising_start leaves none of the plan's {steps} steps; give a strength of at least "
+                    f"1/{steps}, or an earlier start: its last step is at t = {tidy(self._whole[-1].move.t)}"
+                )
             first = self._step_at(begin_index, "begin")
+            if first >= self._last:
+                raise InputError(
+                    f"scheduler: the pipeline begins at t = {tidy(self._asked[begin_index])}, where denoising_end of "
+                    f"{type(self.pipe).__name__} has ended the plan; {ANOTHERS}"
+                )
             path = stretches(rest(self._plan, first, self._model.schedule), self._model)
             if [t for stretch in path for t in stretch.move.ask] != self._asked[begin_index:]:
                 raise InputError(
@@ -160,9 +166,11 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # confi
             self.stop()
             raise
         if any(self._plan.params[first:]):
-            warnings.warn(
-                "the plan's free numbers are made for a beginning in pure noise, not in its middle", stacklevel=2
-            )
+            warnings.warn(FREE, stacklevel=2)
+        default = self._default("strength")
+        if first == 1 and isinstance(default, float) and 0.99 <= default < 1:
+            second = f"{type(self.pipe).__name__} begins at the plan's second step; for the whole plan give strength=1"
+            warnings.warn(f"{second} (this pipeline's default is {default:g})", stacklevel=2)
         self._first, self._path = begin_index, path[: self._last - first]
 
     def _stop_early(self) -> int:
@@ -172,7 +180,13 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # confi
             return len(self._whole)
         training = len(self._model.schedule)
         cutoff = round(training - end * training)  # as the pipelines do it
-        return self._step_at(sum(t >= cutoff for t in self._asked), "end")
+        before = sum(t >= cutoff for t in self._asked)
+        if not before:
+            raise InputError(
+                f"denoising_end = {end:g} leaves none of the plan's steps, the first of which is at "
+                f"t = {tidy(self._asked[0])}; give a later end"
+            )
+        return self._step_at(before, "end")
 
     def _step_at(self, evaluations: int, what: str) -> int:
         """The number of the step that begins after so many evaluations, or how many there are.
@@ -191,26 +205,12 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # confi
             )
         return step
 
-    def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None) -> Tensor:
-        """The sample as it is."""
-        return sample
-
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Samples as they are at these times: ``alpha(t) original + sigma(t) noise``.
-
-        Args:
-            original_samples: clean, ``[B, ...]``.
-            timesteps: one for each sample, or one for all.
-        """
-        schedule, times = self._model.schedule, timesteps.flatten().tolist()
-        shape = (len(times), *[1] * (original_samples.ndim - 1))
-        alpha = original_samples.new_tensor([schedule.alpha(t) for t in times]).view(shape)
-        sigma = original_samples.new_tensor([schedule.sigma(t) for t in times]).view(shape)
-        return alpha * original_samples + sigma * noise
-
-    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
-        """:meth:`add_noise`, as pipelines of flow matching call it."""
-        return self.add_noise(sample, noise, timestep)
+        """As :meth:`StandIn.add_noise`; warns where a plan with free numbers begins with what it makes."""
+        begins = self._begun and self._run is None and self._first == 0
+        if begins and not self._blends and any(self._plan.params):
+            warnings.warn(FREE, stacklevel=2)
+        return super().add_noise(original_samples, noise, timesteps)
 
     def step(
         self,
@@ -239,7 +239,9 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # confi
                 returned.
         """
         if not self._begun:
-            raise InputError("scheduler: the plan is at its end, broken off or not begun; set_timesteps begins it")
+            raise InputError(
+                f"scheduler: the plan is at its end, broken off or not begun; set_timesteps begins it, and {ANOTHERS}"
+            )
         run = self._run
         if run is None:
             first = float(self._times[self._first])
@@ -249,22 +251,20 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # confi
                 raise InputError(f"scheduler: {begins}, the plan at {first:g}; set_begin_index begins it in its middle")
             if eta or use_clipped_model_output:
                 warnings.warn("eta and clipping are those of the plan, not of this call", stacklevel=2)
-            state = State(sample.to(torch.promote_types(sample.dtype, torch.float32)))
+            # a copy: the pipeline's tensors may be changed in place
+            state = State(sample.to(torch.promote_types(sample.dtype, torch.float32), copy=True))
             run = self._run = Run(self._path, self._model, state, generator)
-        elif not self._blends and sample is not run.asked and not run.returned(sample):
+        elif not self._blends and not run.returned(sample):
             self.stop()
             raise InputError(
-                "scheduler: the sample was changed between two steps; that cannot be while following a plan"
+                "scheduler: the sample was changed between two steps, which cannot be while following a plan; "
+                f"{ANOTHERS}"
             )
         run.answers.append(model_output)
-        x = run.asked = run.go_on().to(sample.dtype)
+        x = run.hand_out(run.go_on(), sample.dtype)
         if run.move == len(run.path):
             self.stop()
         return SchedulerOutput(prev_sample=x) if return_dict else (x, x)
-
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """Raises :class:`InputError`: a pipeline is saved with a scheduler of its own."""
-        raise InputError("scheduler: a plan is applied to this pipeline; .remove() it before saving")
 
     @contextmanager
     def asking(self, at: Tensor | float | None) -> Iterator[None]:
@@ -291,8 +291,3 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # confi
         self._begun, self._run = False, None
         if self._model.module is not None:
             turns.end(self._model.module, self.asking)
-
-    def leave(self) -> None:
-        """Ends the run, and begins no other: the plan was removed."""
-        self.stop()
-        self._left = True

@@ -6,11 +6,12 @@ hook, because torch.compile takes hooks into its graph.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import cache, lru_cache
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary, WeakMethod
 
@@ -19,6 +20,9 @@ from torch import Tensor, nn
 
 Asking: TypeAlias = Callable[[Tensor | float | None], AbstractContextManager[None]]
 """Makes the context for a call of the network at this time, in which layers are left out; a method."""
+
+PLAIN = "_autodiffusion_plain"
+"""Where a class that was made here has the network's own."""
 
 _turns: WeakKeyDictionary[nn.Module, WeakMethod[Asking]] = WeakKeyDictionary()
 """Of the scheduler that waits for an answer of this network. It holds the network: held itself, neither would go."""
@@ -38,8 +42,17 @@ def end(network: nn.Module, asking: Asking) -> None:
         del _turns[network]
 
 
-def _switching(cls: type[nn.Module]) -> type[nn.Module]:
-    """The class derived from ``cls`` whose calls leave out what the plan says."""
+def reaches(component: Any, network: Any) -> bool:
+    """Whether a call of a pipeline's ``component`` is one of ``network``: it is that, or was compiled of it since."""
+    return component is network or getattr(component, "_orig_mod", None) is network
+
+
+@cache
+def _switching(cls: Any) -> type[nn.Module]:
+    """The class derived from ``cls`` whose calls leave out what the plan says; one for each, for nothing ends it.
+
+    A copy follows the plan of a copied pipeline; what is pickled is the network alone.
+    """
 
     def call(network: Any, *args: Any, **kwargs: Any) -> Any:
         turn = _turns.get(network)
@@ -49,8 +62,31 @@ def _switching(cls: type[nn.Module]) -> type[nn.Module]:
         with asking(_time(network, args, kwargs)):
             return cls.__call__(network, *args, **kwargs)
 
-    body = {"__call__": call, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
-    return type(cls.__name__, (cls,), body)
+    body = {"__call__": call, "__reduce_ex__": _pickled, "__deepcopy__": _copied, PLAIN: cls}
+    return type(cls.__name__, (cls,), body | {"__module__": cls.__module__, "__qualname__": cls.__qualname__})
+
+
+def _pickled(network: Any, protocol: Any) -> Any:
+    with _plain(network):
+        return network.__reduce_ex__(1)  # later ones want the class that the object has
+
+
+def _copied(network: Any, memo: dict[int, Any]) -> Any:
+    with _plain(network):
+        made = copy.deepcopy(network, memo)
+    made.__class__, _users[made] = type(network), _users.get(network, 1)
+    return made
+
+
+@contextmanager
+def _plain(network: Any) -> Iterator[None]:
+    """Gives a network its own class for a moment."""
+    switched = type(network)
+    network.__class__ = getattr(switched, PLAIN)
+    try:
+        yield
+    finally:
+        network.__class__ = switched
 
 
 def _time(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -78,14 +114,15 @@ def same_time(at: Tensor | float, expected: float) -> bool:
 
 def connect(network: nn.Module) -> None:
     """Lets plans leave out layers of ``network``, until as many calls of :func:`disconnect`."""
-    if network not in _users:
-        network.__class__ = _switching(type(network))
+    cls: Any = type(network)
+    if not hasattr(cls, PLAIN):
+        network.__class__ = _switching(cls)
     _users[network] = _users.get(network, 0) + 1
 
 
 def disconnect(network: nn.Module) -> None:
     """Undoes one :func:`connect`."""
-    _users[network] -= 1
+    _users[network] = _users.get(network, 1) - 1
     if not _users[network]:
         del _users[network]
-        network.__class__ = type(network).__bases__[0]
+        network.__class__ = getattr(type(network), PLAIN)

@@ -214,3 +214,17 @@ class NoiseSchedule:
         from autodiffusion._plans.flow import FlowSchedule
 
         return FlowSchedule.of(steps, shift)
+
+
+def unfit_for_plans(config: Any, kind: str) -> str:
+    """Why no plan can take the place of a diffusers scheduler of class ``kind``; empty where one may.
+
+    What runs from data to noise is told by its name, for its configuration is that of the other direction.
+    """
+    if "Inverse" in kind:
+        return f"runs from data to noise, which no plan does; give {kind.replace('Inverse', '')} in its place"
+    if config.get("timestep_type") == "continuous":
+        return (
+            "has timestep_type = continuous, and plans have a model's discrete time steps; give one that has them too"
+        )
+    return ""

@@ -15,7 +15,7 @@ import torch
 
 from autodiffusion._errors import InputError, nearest
 from autodiffusion._names import known
-from autodiffusion._plans.schedule import NoiseSchedule
+from autodiffusion._plans.schedule import NoiseSchedule, unfit_for_plans
 
 
 def network_of(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -73,7 +73,11 @@ def scheduler_of(name: str) -> dict[str, Any] | None:
 
 
 def schedule_of(name: str, scheduler: dict[str, Any] | None) -> NoiseSchedule:
-    """The noise schedule that the scheduler's configuration describes."""
+    """The noise schedule that the scheduler's configuration describes.
+
+    Raises:
+        InputError: there is none, or it describes none of a variance-preserving model with discrete time steps.
+    """
     if scheduler is None:
         raise InputError(
             f"model '{name}': no scheduler beside the network says how it was trained; "
@@ -90,6 +94,9 @@ def schedule_of(name: str, scheduler: dict[str, Any] | None) -> NoiseSchedule:
             f"model '{name}': scheduler {scheduler.get('_class_name')} is not of a variance-preserving model "
             "with discrete time steps"
         )
+    kind = str(scheduler.get("_class_name"))
+    if reason := unfit_for_plans(scheduler, kind):
+        raise InputError(f"model '{name}': its scheduler {kind} {reason}")
     try:
         return NoiseSchedule.from_config(scheduler)
     except (InputError, TypeError, ValueError) as error:
