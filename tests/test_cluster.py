@@ -22,6 +22,7 @@ from autodiffusion._sampling.actor import Recipe
 from autodiffusion._sampling.blocks import Done, Sampler, Task
 from autodiffusion._sampling.cluster import Cluster
 from autodiffusion._sampling.errands import Errand, Here
+from autodiffusion._sampling.sampling import Cost
 from autodiffusion._study.standing import Standing
 from autodiffusion._study.study import LEDGER, PLAN
 from autodiffusion._views.progress import Quiet
@@ -140,8 +141,69 @@ def test_time_for_states_that_are_made_again_is_given(monkeypatch: pytest.Monkey
 def test_workers_that_die_one_after_the_other_end_the_search(pair: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("autodiffusion._sampling.cluster.DEATHS", 2)
     with pytest.raises(RunError, match=r"workers: 2 died one after the other .*what was scored is kept"):
-        list(pair.each(tasks(Plan.of("dpm_solver++", [faulty.DIES, 40.0]), blocks=1)))
+        list(pair.each(tasks(Plan.of("dpm_solver++", [faulty.DIES, 40.0]), blocks=2)))
     assert_same(in_order(pair.each(tasks(*GOOD))), in_order(alone().each(tasks(*GOOD))))
+
+
+@dataclass
+class Leaving:
+    """Ray, while machines go: what each worker answers, or that it is gone."""
+
+    answers: dict[str, Any]
+    exceptions: Any = ray.exceptions
+
+    def wait(self, refs: list[str], **_: Any) -> tuple[list[str], list[str]]:
+        return [ref for ref in refs if ref in self.answers], []
+
+    def get(self, ref: str) -> Any:
+        if isinstance(self.answers[ref], Exception):
+            raise self.answers[ref]
+        return self.answers[ref]
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {}
+
+    def kill(self, actor: Any) -> None:
+        pass
+
+
+def test_a_machine_of_many_workers_may_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = {f"{i}": ray.exceptions.ActorDiedError() for i in range(1, 13)}
+    monkeypatch.setattr(
+        "autodiffusion._sampling.cluster.package", lambda: Leaving(gone | {"0": Done([], Cost(), (), 0.0)})
+    )
+    workers = Cluster(RECIPE, 0)
+    workers._made = 13
+    errands = [Errand(i, task) for i, task in enumerate(tasks(GOOD[0], blocks=13))]
+    errands[0].left = []
+    workers._busy = {f"{i}": (i, None, errand, time.monotonic()) for i, errand in enumerate(errands)}
+    assert len(workers._wait()) == 13
+    assert all(errand.left == [0] and not errand.found for errand in errands[1:])  # to be tried again
+    # but not when those die that were made since
+    workers._busy = {f"{i}": (i + 20, None, errand, time.monotonic()) for i, errand in enumerate(errands) if i}
+    with pytest.raises(RunError, match="workers: 10 died one after the other"):
+        workers._wait()
+
+
+def test_a_plan_is_not_to_blame_for_two_workers_that_go() -> None:
+    errand = Errand(0, *tasks(GOOD[0], blocks=1))
+    for _ in range(2):
+        errand.went("gone")
+    assert errand.left == [0]
+    errand.went("gone")
+    assert errand.found == {0: "gone"}
+
+
+def test_a_machine_that_comes_and_lacks_the_model_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autodiffusion._sampling.cluster.package", lambda: Leaving({"new": "model 'x': no such file"}))
+    workers = Cluster(RECIPE, 0)
+    workers._idle, workers._preparing = {0: None}, {"new": (1, None)}
+    with pytest.warns(UserWarning, match="a worker cannot start .model 'x': no such file.; the others go on"):
+        workers._wait()
+    assert list(workers._idle) == [0]
+    workers._idle, workers._preparing = {}, {"new": (1, None)}
+    with pytest.raises(InputError, match="worker: model 'x': no such file"):
+        workers._wait()
 
 
 def test_a_plan_that_cannot_be_followed_ends_the_search(pair: Cluster) -> None:

@@ -203,6 +203,18 @@ def test_one_command_looks_at_real_images_once(
     assert apart.rows == found[1].rows
 
 
+def test_a_teacher_is_drawn_once_and_the_cost_is_that_of_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[str] = []
+    job = importlib.import_module("autodiffusion._search.job")
+    whole = job.find_reference
+    monkeypatch.setattr(job, "find_reference", lambda source, *rest: (drawn.append(source), whole(source, *rest))[1])
+    given = GIVEN | {"reference": "teacher:9:60", "budget": 9000}
+    for _ in range(2):
+        [result] = search_solvers(["ddim", "euler", "gls"], tmp_path, **given).values()
+        assert drawn == ["teacher:9:60"]
+        assert result.search_cost.evaluations == sum(spent(folder.parent) for folder in tmp_path.glob("*/study.jsonl"))
+
+
 def test_none_counts_as_not_given(real_images: Path, tmp_path: Path) -> None:
     given = GIVEN | {"reference": str(real_images), "budget": 8000}
     plain = search_solvers(["pfdiff", "gls"], tmp_path / "plain", **given)

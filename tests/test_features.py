@@ -331,3 +331,21 @@ def test_inception_without_torch_fidelity_says_what_to_install(monkeypatch: pyte
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     with pytest.raises(InputError, match=r"pip install 'autodiffusion\[inception\]'"):
         features.load("inception")
+
+
+def test_what_fails_on_images_that_it_has_taken_may_pass() -> None:
+    class Failing(nn.Module):
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            if self.calls == 2:
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+            return x.flatten(1)
+
+    extractor = Extractor(Failing())
+    given = images(2, 1, 4, 4)
+    first = extractor(given)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        extractor(given)
+    assert torch.equal(extractor(given).vectors, first.vectors)

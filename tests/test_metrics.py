@@ -18,7 +18,7 @@ from autodiffusion._errors import InputError
 from autodiffusion._references.reference import Reference
 from autodiffusion.features import Features
 from autodiffusion.metrics import Metric
-from autodiffusion.metrics._base import Interval, interval
+from autodiffusion.metrics._base import Floats, Indices, Interval, bootstrap, interval
 from autodiffusion.metrics._build import build
 from autodiffusion.metrics.fid import FID
 from autodiffusion.metrics.inception_score import InceptionScore
@@ -520,6 +520,20 @@ def test_every_metric_gives_the_worst_value_to_samples_that_are_not_finite(name:
     worst = math.inf if judge.better == "lower" else -math.inf
     assert judge.value(samples) == worst
     assert interval(judge, samples) == Interval(worst, worst, worst)
+
+
+def test_intervals_of_few_resamples_hold_as_much_as_they_say() -> None:
+    """Of a mean, whose samples are normal; between the usual quantiles of 40 resamples it would be 91 %."""
+    rng, held = np.random.default_rng(0), 0
+    for trial in range(1000):
+        x = rng.normal(size=100)
+
+        def mean(indices: Indices, x: Floats = x) -> float:
+            return float(x[indices].mean())
+
+        found = bootstrap(mean, len(x), mean(np.arange(100)), 40, trial, 0.95)
+        held += found.low <= 0 <= found.high
+    assert 0.93 < held / 1000 < 0.97
 
 
 @pytest.mark.parametrize("name", FEATURE_METRICS)

@@ -176,3 +176,15 @@ def test_it_needs_layers() -> None:
 def test_options_out_of_range_are_refused(name: str, value: float) -> None:
     with pytest.raises(InputError, match=rf"strategy .*: {name} = "):
         searching(room(3, 21.0, 2, 3), 3, **{name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), [("family", False), ("smallest_step", 0.2), ("children", 30)])
+def test_options_reach_the_search_of_the_whole_networks_times(name: str, value: float) -> None:
+    layers = room(3, 21.0, 2, 3)
+
+    def whole(**options: float) -> list[Plan]:
+        plans = [plan for asked in rounds(searching(layers, 3, most=120, **options)) for plan in asked]
+        first = next(i for i, plan in enumerate(plans) if any(step.skip for step in plan.steps))
+        return plans[:first]
+
+    assert whole(**{name: value}) != whole()

@@ -246,7 +246,7 @@ def test_other_searches_differ(change: dict[str, Any], difference: str) -> None:
 
 
 def test_how_it_runs_is_no_difference() -> None:
-    running = {"batch_size": 7, "device": "cuda", "threads": 3, "dtype": "float16", "cache_mb": 5}
+    running = {"batch_size": 7, "device": "cuda", "threads": 3, "cache_mb": 5}
     running |= {"workers": 2, "ray_address": "auto", "timeout": 60.0}
     assert set(running) == set(RUNNING)
     assert of(**running).difference(of()) is None

@@ -172,6 +172,7 @@ def test_settings_are_kept(tmp_path: Path) -> None:
         ({"samples": 500}, "samples: 250 there, 500 here"),
         ({"strategy": "random", "seed": 1}, "seed: 0 there, 1 here"),
         ({"preset": "paper"}, "preset: default there, paper here"),
+        ({"dtype": "float16"}, "dtype: float32 there, float16 here"),
     ],
 )
 def test_another_search_is_refused(tmp_path: Path, change: dict[str, Any], difference: str) -> None:
@@ -185,7 +186,7 @@ def test_another_search_is_refused(tmp_path: Path, change: dict[str, Any], diffe
 
 def test_running_otherwise_is_the_same_search(tmp_path: Path) -> None:
     begun(tmp_path)
-    other = Settings.of(**GIVEN, batch_size=3, threads=2, device="cuda", dtype="float16")
+    other = Settings.of(**GIVEN, batch_size=3, threads=2, device="cuda")
     with Study(tmp_path, other) as study:
         assert study.events == EVENTS
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, redirect_stdout
@@ -26,7 +27,7 @@ from autodiffusion._sampling.errands import Errand, failure, said
 from autodiffusion._sampling.sampling import Tick
 
 DEATHS = 10
-"""Workers that may die one after the other with nothing done in between; then something is wrong with all."""
+"""Workers that may be made and die with nothing done in between; then something is wrong with all."""
 LOOK = 10.0
 """Seconds after which the cluster is asked again how many workers there is room for."""
 
@@ -61,6 +62,7 @@ class Cluster:
         self._busy: dict[Any, tuple[int, Any, Errand, float]] = {}
         self._owners: dict[tuple[str, int], int] = {}
         self._made, self._deaths, self._looked, self._open = 0, 0, -math.inf, False
+        self._proven = 0  # the number of the first worker that was made after something was done
         self._stack = ExitStack()
 
     def __enter__(self) -> Cluster:
@@ -183,10 +185,14 @@ class Cluster:
         try:
             problem = ray.get(ref)
         except ray.exceptions.RayError as error:
-            self._died(actor, said(error))
+            self._died(number, actor, said(error))
             return
-        if problem:
+        if problem and not self._idle and not self._busy:
             raise InputError(f"worker: {problem}")
+        if problem:  # of a machine that came later and lacks something; others are at work
+            warnings.warn(f"a worker cannot start ({problem}); the others go on", stacklevel=2)
+            package().kill(actor)
+            return
         self._idle[number] = actor
 
     def _took(self, ref: Any) -> tuple[Errand, int]:
@@ -202,16 +208,16 @@ class Cluster:
             errand.failed(failure(error.cause or error))
             return errand, 0
         except ray.exceptions.RayError as error:
-            errand.failed("sampling ended the worker")
-            self._died(actor, said(error))
+            errand.went("sampling ended the worker")
+            self._died(number, actor, said(error))
             return errand, 0
-        self._idle[number], self._deaths = actor, 0
+        self._idle[number], self._deaths, self._proven = actor, 0, self._made
         errand.done(done)
         return errand, done.cost.evaluations
 
-    def _died(self, actor: Any, reason: str) -> None:
-        """A worker is gone; another takes its place."""
-        self._deaths += 1
+    def _died(self, number: int, actor: Any, reason: str) -> None:
+        """A worker is gone; another takes its place. When a machine goes, many do at once that have worked."""
+        self._deaths += number >= self._proven
         if self._deaths >= DEATHS:
             raise RunError(f"workers: {DEATHS} died one after the other ({reason}); what was scored is kept")
         self._replace(actor)

@@ -13,6 +13,8 @@ from autodiffusion.features import Features
 
 TRIES = 2
 """How often a task may fail before its plans are tried one by one, and then each of these."""
+LOST = 3
+"""How often a worker may go with one plan before that plan counts as what ended it: they go for other reasons too."""
 
 
 @dataclass
@@ -21,7 +23,7 @@ class Errand:
 
     Attributes:
         place: of the task among those given.
-        tries: failures of what is tried now.
+        tries: failures of what is tried now, and ``lost`` the workers that went with it.
         left: the places of its plans that are not sampled yet.
         alone: whether they are tried one by one, because together they failed.
     """
@@ -29,6 +31,7 @@ class Errand:
     place: int
     task: Task
     tries: int = 0
+    lost: int = 0
     left: list[int] = field(init=False)
     alone: bool = field(init=False)
     found: dict[int, Features | str] = field(default_factory=dict)
@@ -51,16 +54,28 @@ class Errand:
         """It was sampled."""
         for found in done.found:
             self.found[self.left.pop(0)] = found
-        self.cost, self.runs, self.tries = self.cost + done.cost, (*self.runs, *done.runs), 0
+        self.cost, self.runs = self.cost + done.cost, (*self.runs, *done.runs)
+        self.tries = self.lost = 0
         self.seconds += done.seconds
 
     def failed(self, reason: str) -> None:
         """It was not."""
         self.tries += 1
         if self.tries >= TRIES:
-            if self.alone:
-                self.found[self.left.pop(0)] = reason
-            self.alone, self.tries = True, 0
+            self._give_up(reason)
+
+    def went(self, reason: str) -> None:
+        """The worker that had it is gone."""
+        self.lost += 1
+        if self.lost >= (LOST if self.alone else TRIES):
+            self._give_up(reason)
+
+    def _give_up(self, reason: str) -> None:
+        """On the plan that is tried alone, or on trying all together."""
+        if self.alone:
+            self.found[self.left.pop(0)] = reason
+        self.alone = True
+        self.tries = self.lost = 0
 
     def result(self) -> Done:
         """What came of the task."""

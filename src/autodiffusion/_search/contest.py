@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from autodiffusion._errors import InputError, RunError
 from autodiffusion._plans.plan import Plan
 from autodiffusion._sampling.blocks import Workers
+from autodiffusion._sampling.sampling import Cost
 from autodiffusion._search.crew import crew_of
 from autodiffusion._search.job import Job
-from autodiffusion._search.loop import TIMES, Result, explore, search
+from autodiffusion._search.loop import TEACHER, TIMES, Result, explore, search
 from autodiffusion._search.pricing import load_times
 from autodiffusion._spaces.costs import Costs
 from autodiffusion._study.settings import Settings
-from autodiffusion._study.study import PLAN
+from autodiffusion._study.study import LEDGER, PLAN, read_events
 from autodiffusion._views.progress import Quiet
 
 LOOKS = (0.15, 0.4)
@@ -43,7 +45,8 @@ def search_solvers(
         options: as of :class:`Settings`, without ``solver``.
 
     Returns:
-        The result of the last search, by its solver's name; its plan is also ``plan.json`` in ``out``.
+        The result of the last search, by its solver's name, with what all together have spent; its plan is also
+        ``plan.json`` in ``out``.
 
     Raises:
         InputError: as :func:`~autodiffusion._search.loop.search`, for any of the solvers, before anything is written.
@@ -75,6 +78,8 @@ def search_solvers(
                 _finishing(where, options | {"steps": field[name].steps}, name, None, job)
             except InputError as error:
                 raise InputError(f"{where}: {GENERAL} cannot go on from {name}: {error}") from None
+        if name != racing[0]:
+            field[name] = _with_teacher(field[name], out / racing[0])
     assert job is not None
     # whose plan is there already needs nobody else, nor do those that have lost
     here = nullcontext(job.evaluator.workers)
@@ -84,10 +89,21 @@ def search_solvers(
         if general:
             start.save(out / f"{winner}.json")
             settings, winner = _finishing(where, options, winner, out / f"{winner}.json", job), GENERAL
+            settings = _with_teacher(settings, out / racing[0])
         progress.part(f"solver {winner}")
         result = search(settings, out / winner, progress, before=job, workers=workers)
     result.plan.save(out / PLAN)
-    return {winner: result}
+    ledgers = [out / name / LEDGER for name in dict.fromkeys([*racing, winner])]
+    events = [event for ledger in ledgers for event in read_events(ledger) if event["event"] == "scores"]
+    spent = Cost(sum(event["evaluations"] for event in events), sum(event["saved"] for event in events))
+    return {winner: replace(result, search_cost=spent)}
+
+
+def _with_teacher(settings: Settings, first: Path) -> Settings:
+    """The same search with the samples of a teacher that the search in ``first`` has made."""
+    if not (settings.reference or "").startswith("teacher:"):
+        return settings
+    return settings.model_copy(update={"reference": str(first / TEACHER)})
 
 
 def _race(

@@ -68,7 +68,7 @@ OF_MODEL = {"device", "dtype", "guidance_scale", "classes", "null_class", "sched
 }
 """Settings that a model is loaded with, besides its name."""
 
-RUNNING = ("batch_size", "device", "threads", "dtype", "cache_mb", "workers", "ray_address", "timeout")
+RUNNING = ("batch_size", "device", "threads", "cache_mb", "workers", "ray_address", "timeout")
 """Settings that say how a search runs, not what it finds; a resumed search may change them."""
 
 SHOWING = ("tensorboard",)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -70,6 +70,8 @@ class Extractor:
     name: str = "own"
     device: str = "cpu"
     batch_size: int = 256
+    _shapes: set[torch.Size] = field(default_factory=set, init=False, repr=False)
+    """Of images that it has taken."""
 
     def __post_init__(self) -> None:
         self.module.to(self.device).eval()
@@ -105,11 +107,14 @@ class Extractor:
             raise
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
-            if "CUDA error" in reason:  # torch.AcceleratorError, before torch 2.8 a RuntimeError: the device's fault
+            # torch.AcceleratorError, before torch 2.8 a RuntimeError, is the device's fault, and what fails on images
+            # of a shape that was taken before may pass
+            if "CUDA error" in reason or images.shape[1:] in self._shapes:
                 raise
             raise InputError(
                 f"features '{self.name}': images of shape {list(images.shape[1:])} do not fit the network ({reason})"
             ) from error
+        self._shapes.add(images.shape[1:])
         parts = output if isinstance(output, tuple) and len(output) in (2, 3) else (output,)
         named = dict(zip(PARTS, parts, strict=False))
         for what, value in named.items():

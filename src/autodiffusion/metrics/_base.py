@@ -23,6 +23,8 @@ Indices: TypeAlias = NDArray[np.int64]
 Better: TypeAlias = Literal["lower", "higher"]
 Needs: TypeAlias = Literal["features", "logits", "spatial", "errors"]
 """What of the samples a value is made from."""
+ENOUGH = 100
+"""Resamples of which the usual quantiles will do."""
 GROUPS = 20
 """Parts that are left out in turn by :meth:`Metric.pseudovalues` where a metric has nothing better."""
 
@@ -213,5 +215,7 @@ def bootstrap(
         raise InputError(f"interval: {resamples} resamples at level {level:g}; give 2 or more and a level in (0, 1)")
     random = np.random.default_rng(seed)
     values = np.array([at(draw(random, count)) for _ in range(resamples)])
-    low, high = np.quantile(values + (value - values.mean()), [(1 - level) / 2, (1 + level) / 2])
+    # of few values the usual quantiles lie within the true ones: of 40, 95 % intervals would hold 90 %
+    method: Literal["linear", "weibull"] = "linear" if resamples >= ENOUGH else "weibull"
+    low, high = np.quantile(values + (value - values.mean()), [(1 - level) / 2, (1 + level) / 2], method=method)
     return Interval(value, float(low), float(high))

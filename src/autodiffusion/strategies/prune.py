@@ -16,6 +16,9 @@ from autodiffusion.strategies.ladder import Asking, Ladder, Weights
 POWERS = (1.0, 0.5)
 """Of harm: whether harms add up, or their roots."""
 
+OF_TIMES = ("family", "children", "elite", "scale", "step", "smallest_step")
+"""Options that the search of the whole network's times has as well."""
+
 Harm: TypeAlias = np.ndarray[tuple[int, int], np.dtype[np.float64]]
 """By how much the loss grows when a layer is left out at a step, ``[steps, layers that may go]``."""
 
@@ -91,7 +94,8 @@ class Prune(Ladder):
     def _whole(self, steps: int, share: float) -> Asking:
         """Searches the times of so many whole steps for a share of what can be afforded."""
         starts = [plan for plan in self.starts if len(plan.steps) == steps and not any(s.skip for s in plan.steps)]
-        ladder = Ladder(self.room.spaces.get(steps, self.space), starts, self.seed)
+        shared = {name: getattr(self, name) for name in OF_TIMES}
+        ladder = Ladder(self.room.spaces.get(steps, self.space), starts, self.seed, **shared)
         enough = self.limit - share * self._affordable
         while self.limit > enough and (plans := ladder.ask(self.limit - max(enough, 0))):
             if ladder.whole > self.whole:  # wider scores are for what is found, not for what it begins with
