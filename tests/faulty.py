@@ -8,14 +8,16 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import small
 import torch
+from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor
 
-from autodiffusion import Model
+from autodiffusion import Model, NoiseSchedule
 
 RAISES, HANGS, DIES, FULL = 97.5, 96.5, 94.5, 93.5
 """Times at which the network raises an error, does not answer, ends its process, or takes too much memory; none is
@@ -65,3 +67,27 @@ def fail(t: float, samples: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if t == FULL and samples > FITS:
         raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def _three_channels(network: Callable[..., object]) -> Model:
+    return Model(network, NoiseSchedule.cosine(100), (3, 8, 8), features="small:features")  # type: ignore[arg-type]
+
+
+def few_channels() -> Model:
+    """Its network answers with one channel of three, which would be broadcast."""
+    return _three_channels(lambda x, t, label: x[:, :1])
+
+
+def no_tensor() -> Model:
+    """Its network answers with what diffusers' networks do unless they are asked for a tuple."""
+    return _three_channels(lambda x, t, label: UNet2DOutput(sample=x))
+
+
+def two_arguments() -> Model:
+    """Its network takes no label."""
+    return _three_channels(lambda x, t: x)
+
+
+def raising() -> Model:
+    """Its network was made for another shape."""
+    return _three_channels(lambda x, t, label: x @ torch.zeros(5, 5))

@@ -211,8 +211,13 @@ def test_a_search_in_which_everything_fails_fails(command: Command, real_images:
         "--strategy evolution --population 1 --generations 1 --parents 1 --mutations 0 --crossovers 0 --out run"
     )
     assert (done.status, done.out) == (1, "")
-    assert "no candidate could be scored; run/study.jsonl says why" in done.err
+    assert "no candidate could be scored, the first because 8 of samples 0 to 7 are not finite" in done.err
+    assert "mend it and give another --out, or delete the folder" in done.err
     assert done.err.count("\n") == 1
+    assert command("report run").status == 0
+    page = Path("run/report.html").read_text()
+    assert "No candidate could be scored: 8 of samples 0 to 7 are not finite, for all 1." in page
+    assert "not finished" not in page
 
 
 # unusable input
@@ -382,6 +387,67 @@ def test_a_command_that_cannot_be_done_writes_nothing(
     write_bad_files(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     assert_one_line(command(line.format(evaluate=f"evaluate {on_small}")), told)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+FAULTY = {
+    "few_channels": "network of faulty:few_channels returns [1, 1, 8, 8] for x [1, 3, 8, 8]; return x's shape",
+    "no_tensor": "not a tensor; return a tensor of the shape of x, [1, 3, 8, 8], such as .sample",
+    "two_arguments": "'faulty:two_arguments': its network failed on x [1, 3, 8, 8], t [1], label None (TypeError: ",
+    "raising": "cannot be multiplied (24x8 and 5x5)); it takes (x, t, label) and returns a tensor of x's shape",
+}
+
+
+ON_OWN = (
+    "sample uniform:3 --out a.png --model {}",
+    "layers {}",
+    "evaluate uniform:3 --model {} --reference teacher:5",
+    "search {} --steps 3 --reference teacher:5 --out run",
+)
+
+
+@pytest.mark.parametrize("line", ON_OWN)
+@pytest.mark.parametrize(("name", "told"), FAULTY.items(), ids=FAULTY)
+def test_a_network_that_does_not_answer_as_it_must_is_one_line(
+    command: Command, tmp_path: Path, line: str, name: str, told: str
+) -> None:
+    assert_one_line(command(line.format(f"faulty:{name}")), told)
+    assert not list(tmp_path.iterdir())
+
+
+CHEAP = {
+    "search into a file": ("search mnist --steps 3 --out typo.yaml", "is a file"),
+    "search below a file": ("search mnist --steps 3 --out typo.yaml/run", "cannot be written"),
+    "several into a file": ("search mnist --steps 3,4 --out typo.yaml", "is a file"),
+    "solvers into a file": ("search mnist --steps 3 --solver ddim,plms --out typo.yaml", "is a file"),
+    "search into another folder": ("search mnist --steps 3 --out done", "is not empty and holds no search"),
+    "strategy": ("search mnist --steps 3 --out run --strategy evolutoin", "did you mean 'evolution'"),
+    "strategy option": ("search mnist --steps 3 --out run --strategy-option sise=4", "option 'sise' is unknown"),
+    "metric": ("search mnist --steps 3 --out run --metric fidd", "did you mean 'fid'"),
+    "solver option": ("search mnist --steps 3 --out run --solver-option etaa=1", "did you mean 'eta'"),
+    "start": ("search mnist --steps 3 --out run --starts cut.json", "cut.json: is not a complete JSON file"),
+    "threads": ("search mnist --steps 3 --out run --threads 100000", "threads = 100000 is more than"),
+    "one of several metrics": ("evaluate uniform:3 --model mnist --metric fid,kdi", "did you mean 'kid'"),
+    "plan": ("evaluate cut.json --model mnist", "cut.json: is not a complete JSON file"),
+    "grid": ("evaluate unifrm:3 --model mnist", "did you mean 'uniform'"),
+    "option of a grid": ("evaluate uniform:3 --model mnist --solver-option etaa=1", "did you mean 'eta'"),
+    "threads to evaluate": ("evaluate uniform:3 --model mnist --threads 100000", "threads = 100000 is more than"),
+    "picture": ("sample uniform:3 --model mnist --out none/a.png", "none/a.png: cannot be written"),
+    "compared": ("sample uniform:3 --model mnist --out a.png --compare cut.json", "cut.json: is not a complete JSON"),
+}
+
+
+@pytest.mark.parametrize(("line", "told"), CHEAP.values(), ids=CHEAP)
+def test_what_needs_no_model_is_refused_before_one_is_loaded(
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, line: str, told: str
+) -> None:
+    def loaded(*parts: object, **more: object) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("autodiffusion.models.mnist.model", loaded)
+    write_bad_files(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    assert_one_line(command(line), told)
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -561,7 +561,10 @@ def test_when_all_fail(run: Search, tmp_path: Path) -> None:
         with pytest.raises(RunError) as caught:
             run(model="small:broken_model", gap=40)  # the first of three steps lies at 80 or above
         ledger = tmp_path / "run" / "study.jsonl"
-        assert str(caught.value) == f"no candidate could be scored; {ledger} says why for each"
+        assert str(caught.value) == (
+            f"no candidate could be scored, the first because 8 of samples 0 to 7 are not finite; {ledger} says why "
+            "for each. They count as done: mend it and give another --out, or delete the folder"
+        )
         assert len(candidates(tmp_path / "run")) == 24
         assert not (tmp_path / "run" / "plan.json").exists()
 

@@ -104,6 +104,21 @@ def with_options(room: str, name: str, options: Mapping[str, Any], *required: An
     Raises:
         InputError: an unknown name or option, or an option of another type.
     """
+    cls, options = _chosen(room, name, options, len(required))
+    return cls(*required, **options)
+
+
+def check_named(room: str, name: str, options: Mapping[str, Any], required: int) -> None:
+    """Raises :class:`InputError` for a name or options that :func:`with_options` would refuse.
+
+    Args:
+        required: how many arguments it would be given.
+    """
+    _chosen(room, name, options, required)
+
+
+def _chosen(room: str, name: str, options: Mapping[str, Any], required: int) -> tuple[Any, Mapping[str, Any]]:
+    """What ``name`` stands for and its options, checked by name and type."""
     what = f"{NOUNS[room]} {name}"
     file, _, word = name.partition(":")
     option = getattr(resolve(room, file), "colon", None) if word and file in known(room) else None
@@ -112,10 +127,10 @@ def with_options(room: str, name: str, options: Mapping[str, Any], *required: An
             raise InputError(f"{what}: option {option} = {options[option]!r} is given a second time; leave it out")
         name, options = file, {**options, option: word}
     cls = resolve(room, name)
-    parameters = list(inspect.signature(cls).parameters.values())[len(required) :]
+    parameters = list(inspect.signature(cls).parameters.values())[required:]
     defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
     check_options(what, defaults, options)
-    return cls(*required, **options)
+    return cls, options
 
 
 def check_options(what: str, defaults: Mapping[str, Any], options: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from autodiffusion._errors import InputError
-from autodiffusion._names import known, resolve
+from autodiffusion._names import check_named, known, resolve
 from autodiffusion._plans.grids import NAMED
 from autodiffusion._plans.plan import Plan
 from autodiffusion._study.settings import OF_MODEL, PRESETS, Settings
@@ -96,14 +96,14 @@ def usual(text: str, name: str) -> str:
 
 def load_model(given: Mapping[str, Any]) -> Model:
     """The model that a verb's options describe; ``given`` holds all of them by name."""
-    import torch
+    from autodiffusion.models._load import load, use_threads
 
-    from autodiffusion.models._load import load
-
-    if given["threads"]:
-        torch.set_num_threads(given["threads"])
+    use_threads(given["threads"])
     options = {name: given[name] for name in OF_MODEL if name in given}
-    return load(given["model"], model_options=pairs(given["model_option"], "--model-option"), **options)
+    model = load(given["model"], model_options=pairs(given["model_option"], "--model-option"), **options)
+    if ":" in given["model"]:
+        model.check_network(given["model"])
+    return model
 
 
 def crew_for(given: Mapping[str, Any]) -> AbstractContextManager[Sampling | None]:
@@ -117,6 +117,15 @@ def crew_for(given: Mapping[str, Any]) -> AbstractContextManager[Sampling | None
     return crew(recipe, given["workers"], given["ray_address"], given["timeout"])
 
 
+def check_plan(name: str, solver: str | None, solver_option: list[str] | None, beside: str | None = None) -> None:
+    """Raises :class:`InputError` for what :func:`load_plan` refuses whatever the model, before that is loaded."""
+    from autodiffusion._search.inputs import plan_in
+
+    own_solver, options = _of_plan(name, solver, solver_option, beside)
+    if plan_in(name, own_solver, options) is None and (own_solver or options):
+        check_named("solvers", own_solver or "ddim", options, 1)
+
+
 def load_plan(
     name: str, model: Model, solver: str | None, solver_option: list[str] | None, beside: str | None = None
 ) -> Plan:
@@ -125,14 +134,23 @@ def load_plan(
     Args:
         beside: what else is drawn; where only that is a grid, the solver is the grid's.
     """
-    from autodiffusion._search.inputs import is_grid, plan_of
+    from autodiffusion._search.inputs import plan_of
+
+    return plan_of(name, model, *_of_plan(name, solver, solver_option, beside))
+
+
+def _of_plan(
+    name: str, solver: str | None, solver_option: list[str] | None, beside: str | None
+) -> tuple[str | None, dict[str, Any]]:
+    """The solver and its options, as far as they are said of this plan or grid."""
+    from autodiffusion._search.inputs import is_grid
 
     options = pairs(solver_option, "--solver-option")
     if beside is None or is_grid(name) or not is_grid(beside):
-        return plan_of(name, model, solver, options)
+        return solver, options
     if solver is not None:
         resolve("solvers", solver)  # should it be one of the user's own, the plan may name it too
-    return plan_of(name, model)
+    return None, {}
 
 
 def pairs(texts: list[str] | None, option: str) -> dict[str, Any]:

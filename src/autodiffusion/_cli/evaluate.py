@@ -32,12 +32,14 @@ from autodiffusion._cli._options import (
     Threads,
     Timeout,
     Workers,
+    check_plan,
     crew_for,
     load_model,
     load_plan,
 )
 from autodiffusion._cli._output import print_json, print_rows
 from autodiffusion._errors import RunError
+from autodiffusion._names import resolve
 
 if TYPE_CHECKING:
     from autodiffusion._evaluation.timing import Timing
@@ -89,6 +91,9 @@ def evaluate_command(
     from autodiffusion._views.progress import Progress
 
     given = locals()
+    check_plan(plan, solver, solver_option)
+    for name in filter(None, map(str.strip, metric.split(","))):
+        resolve("metrics", name)
     loaded = load_model(given)
     chosen = load_plan(plan, loaded, solver, solver_option)
     if difference := found_elsewhere(chosen, loaded, model):

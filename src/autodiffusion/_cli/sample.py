@@ -24,6 +24,7 @@ from autodiffusion._cli._options import (
     Solver,
     SolverOption,
     Threads,
+    check_plan,
     check_writable,
     load_model,
     load_plan,
@@ -62,12 +63,16 @@ def sample_command(
     from autodiffusion._sampling.sampling import sample as sample_plan
     from autodiffusion._views.progress import Progress
 
-    loaded = load_model(locals())
+    given = locals()
+    check_writable(out)
+    check_plan(plan, solver, solver_option, compare)
+    if compare and compare not in NAMED:
+        check_plan(compare, solver, solver_option, plan)
+    loaded = load_model(given)
     plans = {plan: load_plan(plan, loaded, solver, solver_option, compare)}
     if compare:
         whole = f"{compare}:{len(plans[plan].steps)}" if compare in NAMED else compare
         plans[whole] = load_plan(whole, loaded, solver, solver_option, plan)
-    check_writable(out)
     with Progress() as progress:
         progress.phase("sample", samples * sum(nfe(chosen, loaded) for chosen in plans.values()))
         drawn = {

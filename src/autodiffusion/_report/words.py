@@ -13,6 +13,8 @@ from autodiffusion._spaces.costs import priced
 
 SHORT = 20
 """Steps above which a plan is said by their number."""
+REASONS = 3
+"""Why candidates have no score, of which the headline names so many."""
 FASTER = 1.1
 """Ratio of two measured times below which nothing is said of it: it may be other work on the machine."""
 
@@ -53,8 +55,15 @@ def headline(run: Run) -> list[str]:
 
 
 def _unfinished(run: Run) -> list[str]:
-    settings = run.settings
-    said = [f"The search is not finished: {run.plans} candidates are scored, none is confirmed on fresh noise yet."]
+    settings, groups = run.settings, problems(run)
+    if groups and not any(candidate.problem is None for candidate in run.candidates):
+        parts = [f"{problem}, for {len(plans)}" for problem, plans in groups.items()]
+        parts = parts[:REASONS] + [f"{len(parts) - REASONS} more reasons"] * (len(parts) > REASONS)
+        one = next(iter(groups)) if len(groups) == 1 else ""
+        why = f"{one}, for all {run.plans}" if one else f"{'; '.join(parts)}, of {run.plans}"
+        said = [f"No candidate could be scored: {why}."]
+    else:
+        said = [f"The search is not finished: {run.plans} candidates are scored, none is confirmed on fresh noise yet."]
     if run.ranked:
         best = run.ranked[0]
         said.append(
@@ -63,6 +72,15 @@ def _unfinished(run: Run) -> list[str]:
         )
     of = f" of {settings.budget:,}" if settings.budget else ""
     return [*said, f"Spent so far: {run.spent:,}{of} network evaluations times samples."]
+
+
+def problems(run: Run) -> dict[str, list[str]]:
+    """Why candidates have no score, and which have none for that reason."""
+    found: dict[str, dict[str, None]] = {}
+    for candidate in run.candidates:
+        if candidate.problem:
+            found.setdefault(candidate.problem, {})[plan_text(candidate.plan)] = None
+    return {problem: list(plans) for problem, plans in found.items()}
 
 
 def _verdict(run: Run, found: Mapping[str, Any], others: list[dict[str, Any]]) -> list[str]:

@@ -19,7 +19,7 @@ from autodiffusion._search.loop import TEACHER, TIMES, Result, explore, search
 from autodiffusion._search.pricing import load_times
 from autodiffusion._spaces.costs import Costs
 from autodiffusion._study.settings import Settings
-from autodiffusion._study.study import LEDGER, PLAN, read_events
+from autodiffusion._study.study import LEDGER, PLAN, check_several, read_events
 from autodiffusion._views.progress import Quiet
 
 LOOKS = (0.15, 0.4)
@@ -53,6 +53,7 @@ def search_solvers(
         RunError: as there.
     """
     progress = progress or Quiet()
+    check_several(out)
     racing = [name for name in dict.fromkeys(solvers) if name != GENERAL]
     general = GENERAL in solvers
     if not racing:

@@ -32,7 +32,10 @@ def final_table(job: Job, metric: Metric | KL, reference: Reference, study: Stud
     before = replace(evaluator.cost)
     scored = standings(study.events, metric)
     if not scored:
-        raise RunError(f"no candidate could be scored; {study.folder / LEDGER} says why for each")
+        raise RunError(
+            f"no candidate could be scored, the first because {_problem(study)}; {study.folder / LEDGER} says why for "
+            "each. They count as done: mend it and give another --out, or delete the folder"
+        )
     ranked = [plan for plan in scored if job.allows(plan)]
     if not ranked:
         raise RunError(f"no candidate scored costs at most {settings.max_cost}; give the search a larger budget")
@@ -72,6 +75,12 @@ def final_table(job: Job, metric: Metric | KL, reference: Reference, study: Stud
             "saved": spent.saved,
         }
     )
+
+
+def _problem(study: Study) -> str:
+    """Why the first candidate has no score."""
+    problems = (entry["problem"] for event in study.of_kind("scores") for entry in event["scores"])
+    return next(filter(None, problems), "none was tried")
 
 
 def _searched(standing: tuple[int, float] | None, metric: Metric | KL, settings: Settings) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -146,7 +147,10 @@ def parse_teacher(source: str, model: Model) -> tuple[int, int] | None:
 
 
 def plan_of(
-    name: str, model: Model, solver: str | None = None, solver_options: Mapping[str, Option] | None = None
+    name: str | os.PathLike[str],
+    model: Model,
+    solver: str | None = None,
+    solver_options: Mapping[str, Option] | None = None,
 ) -> Plan:
     """The published plan ``name``, the plan in that file, or the named grid (such as ``karras:6``) for ``model``.
 
@@ -159,14 +163,14 @@ def plan_of(
     Raises:
         InputError: none of them; the plan does not fit the model; or it is for another solver than ``solver``.
     """
-    if solver is not None:
-        resolve("solvers", solver)  # one of the user's own is here from now on
-    if name in published() or Path(name).exists() or name.endswith(".json"):
-        plan = read(name)
-        if solver not in (None, plan.solver):
-            raise InputError(f"plan '{name}' is for solver {plan.solver}, not {solver}; leave the solver out")
-        if solver_options:
-            raise InputError(f"plan '{name}' has its own solver options; leave {', '.join(solver_options)} out")
+    name = os.fspath(name)
+    plan = plan_in(name, solver, solver_options)
+    if plan is not None:
+        try:
+            made = build_solver(plan.solver, model.schedule, plan.solver_options)
+            made.path(plan.times, plan.end, plan.params)
+        except InputError as error:  # the plan's own fault, whatever the model
+            raise InputError(f"plan '{name}': {error}") from None
         try:
             stretches(plan, model)
         except InputError as error:
@@ -176,16 +180,38 @@ def plan_of(
                 "search one for it"
             ) from None
         return plan
-    if is_grid(name):
-        kind, steps = parse(name)
-        solver = solver or "ddim"
-        continuous = resolve("solvers", solver).continuous
-        options: dict[str, Option] = {"clip": model.clip, **(solver_options or {})}
-        build_solver(solver, model.schedule, options)  # says what is wrong with an option better than the plan can
-        times = grid(kind, steps, model.schedule, continuous=continuous)
-        plan = Plan.of(solver, times, solver_options=options)
-        stretches(plan, model)
+    kind, steps = parse(name)
+    solver = solver or "ddim"
+    continuous = resolve("solvers", solver).continuous
+    options: dict[str, Option] = {"clip": model.clip, **(solver_options or {})}
+    build_solver(solver, model.schedule, options)  # says what is wrong with an option better than the plan can
+    times = grid(kind, steps, model.schedule, continuous=continuous)
+    plan = Plan.of(solver, times, solver_options=options)
+    stretches(plan, model)
+    return plan
+
+
+def plan_in(name: str, solver: str | None = None, solver_options: Mapping[str, Option] | None = None) -> Plan | None:
+    """The plan that is published as ``name`` or in the file ``name``; ``None`` of a named grid, which needs a model.
+
+    Args:
+        solver: as of :func:`plan_of`, and so ``solver_options``.
+
+    Raises:
+        InputError: as :func:`plan_of`, as far as that can be told without the model.
+    """
+    if solver is not None:
+        resolve("solvers", solver)  # one of the user's own is here from now on
+    if name in published() or Path(name).exists() or name.endswith(".json"):
+        plan = read(name)
+        if solver not in (None, plan.solver):
+            raise InputError(f"plan '{name}' is for solver {plan.solver}, not {solver}; leave the solver out")
+        if solver_options:
+            raise InputError(f"plan '{name}' has its own solver options; leave {', '.join(solver_options)} out")
         return plan
+    if is_grid(name):
+        parse(name)
+        return None
     raise InputError(
         f"plan '{name}' is no file, no published plan (see autodiffusion plans) and no grid such as uniform:4 "
         f"{nearest(name, NAMED)}"

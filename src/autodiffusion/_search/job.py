@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from autodiffusion._errors import InputError
 from autodiffusion._evaluation.evaluate import Evaluator
-from autodiffusion._names import resolve
+from autodiffusion._names import check_named, resolve
 from autodiffusion._plans.free import OfSteps
 from autodiffusion._plans.grids import NAMED, fitting
 from autodiffusion._plans.plan import Option, Plan
@@ -30,11 +29,12 @@ from autodiffusion._study.settings import OF_MODEL, Settings
 from autodiffusion._views.progress import Quiet
 from autodiffusion.metrics import Metric
 from autodiffusion.metrics.kl import KL
-from autodiffusion.models._load import load
+from autodiffusion.models._load import load, use_threads
 from autodiffusion.models._model import Model
 from autodiffusion.solvers._base import build
 from autodiffusion.strategies import Strategy
 from autodiffusion.strategies._base import build as build_strategy
+from autodiffusion.strategies._base import check_strategy
 
 REPORTED = "fid"
 """The metric that every final table has, beside the one that was searched."""
@@ -87,11 +87,13 @@ class Job:
         Raises:
             InputError: something in them cannot be used.
         """
-        if settings.threads:
-            torch.set_num_threads(settings.threads)
+        use_threads(settings.threads)
+        _check_names(settings)
         if before is not None:
             model, times = model or before.evaluator.model, times or before.times
         model = model or load(settings.model, **settings.model_dump(include=OF_MODEL))
+        if before is None and ":" in settings.model:  # the user's own, asked once before anything is paid for
+            model.check_network(settings.model)
         solver = resolve("solvers", settings.solver)
         free_end = settings.free_end
         if free_end is None:
@@ -164,6 +166,16 @@ class Job:
         if space is None:
             return True
         return space.min_steps <= len(plan.steps) <= space.max_steps and space.cost(plan) <= space.budget
+
+
+def _check_names(settings: Settings) -> None:
+    """Raises :class:`InputError` for names, options and plans that can be refused before anything is loaded."""
+    check_named("solvers", settings.solver, settings.solver_options, 1)
+    resolve("metrics", settings.metric)
+    check_strategy(settings.strategy, settings.strategy_options)
+    for name in settings.starts:
+        if name not in NAMED:
+            read(name)
 
 
 def _pricing(settings: Settings, model: Model, times: Costs | None) -> Pricing:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from autodiffusion import __version__
+from autodiffusion._errors import InputError
 from autodiffusion._interrupts import patient
 from autodiffusion._names import resolve
 from autodiffusion._plans.plan import Plan
@@ -153,8 +154,13 @@ def _opened(
     progress: Quiet,
 ) -> Iterator[tuple[Job, Study, Workers | None]]:
     """What the search in ``out`` works with, its study, and who samples; what is unusable is found before it writes."""
+    if not isinstance(settings, Settings):
+        raise InputError(
+            f"search: {type(settings).__name__} given; make settings with Settings.of(model=..., steps=...)"
+        )
     if settings.tensorboard:
         tensorboard.check()
+    Study.check(out)  # before anything is loaded
     job = Job.of(settings, model, load_times(out / TIMES), progress, before)
     if workers is None and (settings.workers or settings.ray_address):
         progress.phase("starting the workers", 0)

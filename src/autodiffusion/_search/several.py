@@ -13,7 +13,7 @@ from autodiffusion._search.job import Job
 from autodiffusion._search.loop import TEACHER, TIMES, Result, search
 from autodiffusion._search.pricing import load_times
 from autodiffusion._study.settings import Settings
-from autodiffusion._study.study import PLAN, finished
+from autodiffusion._study.study import PLAN, check_several, finished
 from autodiffusion._views.progress import Quiet
 
 
@@ -35,6 +35,7 @@ def search_several(
         RunError: as there.
     """
     progress = progress or Quiet()
+    check_several(out)
     counts = sorted(set(steps))
     if not counts:
         raise InputError(f"{where}: steps: is empty; give one number of steps or several, such as 4,6,10")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -168,7 +169,7 @@ class Settings(BaseModel):
             InputError: an unknown key, a value of another type or out of range, an unknown grid among the starts, or
                 what is for layers only without ``layers``.
         """
-        given = {key: value for key, value in given.items() if value is not None}
+        given = {key: _text(value) for key, value in given.items() if value is not None}
         preset = given.get("preset", "default")
         if not isinstance(preset, str) or preset not in PRESETS:
             raise InputError(f"{where}: preset '{preset}' is unknown {nearest(str(preset), PRESETS)}")
@@ -205,6 +206,13 @@ class Settings(BaseModel):
             if name not in (*RUNNING, *SHOWING) and before != now:
                 return f"{name}: {before} there, {now} here"
         return None
+
+
+def _text(value: Any) -> Any:
+    """Paths, alone or in a list, as the texts that they are in a file."""
+    if isinstance(value, list | tuple):
+        return [_text(one) for one in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _check_layers(settings: Settings, where: str) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable
+from errno import EACCES, ENOTDIR
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -82,13 +83,16 @@ class Study:
         return study
 
     @staticmethod
-    def check(folder: Path, settings: Settings) -> None:
-        """Raises :class:`InputError` if the folder holds anything but this search; changes nothing."""
+    def check(folder: Path, settings: Settings | None = None) -> None:
+        """Raises :class:`InputError` if the folder holds anything but this search; changes nothing.
+
+        Args:
+            settings: of the search; without them any will do.
+        """
+        check_place(folder)
         try:
-            if folder.exists() and not folder.is_dir():
-                raise InputError(f"{folder}: is a file; give a folder with --out")
             if (folder / CONFIG).exists():
-                if difference := settings.difference(stored_settings(folder)):
+                if settings and (difference := settings.difference(stored_settings(folder))):
                     raise InputError(
                         f"{folder}: holds a search with other settings ({difference}); give another folder with --out"
                     )
@@ -148,6 +152,25 @@ class Study:
 
 def _unwritable(folder: Path, error: OSError) -> InputError:
     return InputError(f"{folder}: cannot be written ({error.strerror}); give another folder with --out")
+
+
+def check_place(folder: Path) -> None:
+    """Raises :class:`InputError` unless ``folder`` is one, or can be made; changes nothing."""
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder}: is a file; give a folder with --out")
+        there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    except OSError as error:
+        raise _unwritable(folder, error) from None
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise _unwritable(folder, OSError(code := EACCES if there.is_dir() else ENOTDIR, os.strerror(code)))
+
+
+def check_several(folder: Path) -> None:
+    """Raises :class:`InputError` unless several searches may have their folders in ``folder``; changes nothing."""
+    check_place(folder)
+    if (folder / CONFIG).exists():
+        raise InputError(f"{folder}: holds a single search, not several; give another folder with --out")
 
 
 def finished(folder: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -23,11 +24,13 @@ SCHEDULES: dict[str, Callable[[], NoiseSchedule]] = {
     "cosine": NoiseSchedule.cosine,
     "flow": NoiseSchedule.flow,
 }
+THREADS = 64
+"""That any machine may be asked for; one with many cores for four times as many as it has."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def load(
-    name: str,
+    name: str | os.PathLike[str],
     *,
     device: str = "cpu",
     dtype: str = "float32",
@@ -35,10 +38,10 @@ def load(
     classes: int | None = None,
     null_class: int | None = None,
     schedule: str | None = None,
-    checkpoint: str | None = None,
-    classifier: str | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    classifier: str | os.PathLike[str] | None = None,
     model_options: Mapping[str, Any] | None = None,
-    captions: str | None = None,
+    captions: str | os.PathLike[str] | None = None,
 ) -> Model:
     """The model called ``name``: of a family, the folder or hub name of a diffusers UNet or of a pipeline of Stable
     Diffusion or Flux, a single file of Stable Diffusion 1, 2 or XL, or ``package.module:factory``.
@@ -61,10 +64,11 @@ def load(
     Raises:
         InputError: there is no such model, its files cannot be read, or the options do not fit it.
     """
+    name = os.fspath(name)
     if schedule is not None and schedule not in SCHEDULES:
         raise InputError(f"schedule '{schedule}' is unknown {nearest(schedule, SCHEDULES)}")
     if dtype not in DTYPES:
-        raise InputError(f"dtype '{dtype}' is unknown {nearest(dtype, DTYPES)}")
+        raise InputError(f"dtype '{dtype}' is unknown {nearest(str(dtype).removeprefix('torch.'), DTYPES)}")
     try:
         torch.zeros(1, device=device).cpu()  # there and back: the meta device has no numbers to give back
     except (RuntimeError, AssertionError) as error:
@@ -94,8 +98,21 @@ def load(
             if not _takes(made, key):
                 option = "--" + key.removesuffix("s" if key == "model_options" else "").replace("_", "-")
                 raise InputError(f"model '{name}' takes no {option}; leave it out")
-            given[key] = value
+            given[key] = os.fspath(value) if isinstance(value, os.PathLike) else value
     return made(**given)
+
+
+def use_threads(count: int) -> None:
+    """Lets torch use ``count`` threads of the CPU; 0 leaves it as it is.
+
+    Raises:
+        InputError: so many that a process may end of it.
+    """
+    most = max(THREADS, 4 * (os.cpu_count() or 1))
+    if count > most:
+        raise InputError(f"threads = {count} is more than {most}; give at most that, or 0 to leave it to torch")
+    if count:
+        torch.set_num_threads(count)
 
 
 def _takes(made: Callable[..., Model], option: str) -> bool:

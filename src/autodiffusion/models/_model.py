@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autodiffusion._errors import InputError, nearest
+from autodiffusion._errors import InputError, nearest, short
 from autodiffusion._plans.schedule import NoiseSchedule
 from autodiffusion.layers import Layer
 from autodiffusion.layers._find import Network, find
@@ -179,9 +179,22 @@ class Model:
 
         Args:
             output: of any dtype; channels beyond those of ``x`` are those of a learned variance.
+
+        Raises:
+            InputError: it is no tensor, or of another shape.
         """
+        if not isinstance(output, Tensor):
+            raise InputError(
+                f"network of {self.name} returns a {type(output).__name__}, not a tensor; return a tensor of the shape "
+                f"of x, {list(x.shape)}, such as .sample of what diffusers gives"
+            )
         if output.shape != x.shape:
-            output = output[:, : x.shape[1]]
+            whole, output = output, output[:, : x.shape[1]] if output.ndim > 1 else output
+            if output.shape != x.shape:
+                raise InputError(
+                    f"network of {self.name} returns {list(whole.shape)} for x {list(x.shape)}; return x's shape, or "
+                    "more channels, of which the first are taken"
+                )
         if output.dtype != x.dtype:
             output = output.to(x.dtype)
         if self.prediction == self.schedule.predictions[0]:
@@ -190,6 +203,27 @@ class Model:
         if self.prediction == "v_prediction":  # Salimans and Ho 2022: v = alpha epsilon - sigma x0
             return alpha * output + sigma * x
         return self.schedule.slope((x - alpha * output) / sigma, output)
+
+    @torch.no_grad()
+    def check_network(self, name: str) -> None:
+        """Raises :class:`InputError` unless the network answers for one sample in the middle of the schedule.
+
+        Args:
+            name: by which the model was loaded.
+        """
+        x, t, label = self._one()
+        try:
+            output = self._ask(x, t, label)
+        except (InputError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # of a network that somebody else wrote
+            reason = short(f"{type(error).__name__}: {error}")
+            asked = f"x {list(x.shape)}, t [1], label {None if label is None else list(label.shape)}"
+            raise InputError(
+                f"model '{name}': its network failed on {asked} ({reason}); it takes (x, t, label) and returns a "
+                "tensor of x's shape"
+            ) from error
+        self.read(output, x, t)
 
     @torch.no_grad()
     def decode(self, x: Tensor) -> Tensor:
@@ -209,12 +243,16 @@ class Model:
     def parts(self) -> Network:
         """What the network consists of, seen in one call for one sample in the middle of the schedule."""
         whole = self.network if self.module is None and isinstance(self.network, nn.Module) else self.module
-        x = self.noise([0], seed=0)
+        x, t, label = self._one()
+        # not read: what repaints takes more channels than it makes, of which nothing follows for the sample
+        return find(whole, lambda: self._ask(x, t, label))
+
+    def _one(self) -> tuple[Tensor, int, Tensor | None]:
+        """One sample to try the network on: noise, a time in the middle of the schedule, what is asked for."""
         # where captions are missing, or not encoded yet, the prompt of no caption has neither fault
         null = None if self.captions is None else self.null_class
-        labels = self.condition([0], seed=0) if null is None else torch.full((1,), null, device=self.device)
-        # not read: what repaints takes more channels than it makes, of which nothing follows for the sample
-        return find(whole, lambda: self._ask(x, (len(self.schedule) - 1) // 2, labels))
+        label = self.condition([0], seed=0) if null is None else torch.full((1,), null, device=self.device)
+        return self.noise([0], seed=0), (len(self.schedule) - 1) // 2, label
 
     @property
     def layers(self) -> tuple[Layer, ...]:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from autodiffusion._errors import InputError
-from autodiffusion._names import known, resolve, with_options
+from autodiffusion._names import check_named, known, resolve, with_options
 from autodiffusion._plans.plan import Plan
 from autodiffusion._spaces.layered import LayeredSpace
 from autodiffusion._spaces.space import SearchSpace
@@ -22,6 +22,8 @@ RUNGS = (0.1, 0.2, 0.5, 1.0)
 """Shares of a score's full number of samples at which a race compares; nested, so that more adds to what is there."""
 WIDER = (2.0, 4.0)
 """Further rungs, on which a search goes on that has found what its full number of samples can tell apart."""
+GIVEN = 4
+"""What every strategy is made of besides its options: space, starts, seed, layers."""
 ENOUGH = 2.5
 """Standard errors by which a plan must be behind to be out of a race before its turn."""
 
@@ -156,16 +158,22 @@ def build(
     """The strategy of this name with these options.
 
     Raises:
-        InputError: an unknown strategy or option, a value that it refuses, or it cannot leave out ``layers``.
+        InputError: as :func:`check_strategy`, a value that it refuses, or it cannot leave out ``layers``.
     """
+    check_strategy(name, options)
+    strategy: Strategy = with_options("strategies", name, options, space, starts, seed, layers)
+    if layers is not None and not strategy.layered:
+        able = [other for other in known("strategies") if resolve("strategies", other).layered]
+        raise InputError(f"strategy {name} does not leave out layers; give one that does: {', '.join(able)}")
+    return strategy
+
+
+def check_strategy(name: str, options: Mapping[str, Any]) -> None:
+    """Raises :class:`InputError` for an unknown strategy or option, or an option of another type."""
     own = _options(name) if name in known("strategies") else options  # of a user's strategy nobody has the options
     for option in options:
         if option not in own and (of := [other for other in known("strategies") if option in _options(other)]):
             raise InputError(
                 f"strategy {name}: option '{option}' is of strategy {' or '.join(of)}; give --strategy too"
             )
-    strategy: Strategy = with_options("strategies", name, options, space, starts, seed, layers)
-    if layers is not None and not strategy.layered:
-        able = [other for other in known("strategies") if resolve("strategies", other).layered]
-        raise InputError(f"strategy {name} does not leave out layers; give one that does: {', '.join(able)}")
-    return strategy
+    check_named("strategies", name, options, GIVEN)
