@@ -27,6 +27,7 @@ from autodiffusion import Plan, Settings
 from autodiffusion import _cli as cli
 from autodiffusion._cli._help import GROUPS
 from autodiffusion._references.reference import load as load_reference
+from autodiffusion._study.settings import read_yaml
 
 TESTS = Path(__file__).parent
 FEW = (
@@ -278,6 +279,8 @@ BAD_SEARCHES = {
     "device": ("{search} --device nonsense", "device 'nonsense' cannot be used"),
     "dtype": ("{search} --dtype nonsense", "dtype"),
     "unknown schedule": ("{search} --schedule cosin", "did you mean 'cosine'"),
+    "out in a file": ("search --config out.yaml --out run", "out.yaml: out: is given on the command line (--out)"),
+    "mps": ("{search} --device mps", "cpu always can"),
     "missing file": ("search --config none.yaml --out run", "none.yaml: cannot be read"),
     "unknown key": ("search --config typo.yaml --out run", "typo.yaml: sampels: unknown key (did you mean 'samples'"),
     "no mapping": ("search --config list.yaml --out run", "is not a mapping"),
@@ -293,6 +296,7 @@ def write_bad_files(folder: Path) -> None:
     np.savez(folder / "moments.npz", mu=np.zeros(8), sigma=np.eye(8))
     (folder / "cut.npz").write_bytes((folder / "wrong.npz").read_bytes()[:100])
     (folder / "typo.yaml").write_text("model: small:model\nsteps: 3\nsampels: 5\n")
+    (folder / "out.yaml").write_text("model: small:model\nsteps: 3\nout: run\n")
     (folder / "list.yaml").write_text("- 3\n")
     (folder / "torn.yaml").write_text("model: [small\n")
     Plan.of("ddim", [60.0, 20.0]).save(folder / "good.json")
@@ -610,6 +614,32 @@ def test_what_the_system_refuses_is_one_line(
     status, out, err = command(f"search small:model --steps 2 --reference {real_images} --out run")
     told = "autodiffusion: run/study.jsonl: No space left on device; mend that and call it again\n"
     assert (status, out, err) == (1, "", told)
+
+
+def test_a_shell_that_closes_the_output_gets_no_traceback() -> None:
+    line = f"{sys.executable} -m autodiffusion plans >&-"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_numbers_with_an_exponent_are_numbers(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("budget: 1e5\nreference: '1e5'\nsolver_options: {eta: 1e-1}\n")
+    read = read_yaml(tmp_path / "a.yaml")
+    assert read == {"budget": 100_000, "reference": "1e5", "solver_options": {"eta": 0.1}}
+    assert isinstance(read["budget"], int)
+    settings = Settings.of(model="mnist", steps=4, **read)
+    (tmp_path / "b.yaml").write_text(settings.dump())
+    assert Settings.of(**read_yaml(tmp_path / "b.yaml")) == settings
+    done = command("sample uniform:3 --model small:model -n 4 --solver-option eta=1e-1 --out a.png")
+    assert (done.status, done.err) == (0, "")
+
+
+def test_a_single_search_is_not_searched_into(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("model: mnist\nsteps: 4\n")
+    for more in ("--steps 4,6", "--steps 4 --solver ddim,plms"):
+        assert_one_line(command(f"search mnist --out run {more}"), "run: holds a single search, not several")
+    assert [entry.name for entry in (tmp_path / "run").iterdir()] == ["config.yaml"]
 
 
 def test_a_reader_that_leaves_gets_no_traceback() -> None:

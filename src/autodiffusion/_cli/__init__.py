@@ -45,19 +45,22 @@ def _options(
     """Finds at which few time steps to sample a pretrained diffusion model, without training."""
 
 
-app.command("search", cls=Grouped)(search_command)
-app.command("evaluate", cls=Grouped)(evaluate_command)
-app.command("sample", cls=Grouped)(sample_command)
-app.command("layers")(layers_command)
-app.command("plans")(plans_command)
-app.command("reference", cls=Grouped)(reference_command)
-app.command("report")(report_command)
+app.command("search", cls=Grouped, short_help="search time steps, and layers to leave out")(search_command)
+app.command("evaluate", cls=Grouped, short_help="score a plan or a named grid on fresh noise")(evaluate_command)
+app.command("sample", cls=Grouped, short_help="draw images of a plan or a grid")(sample_command)
+app.command("layers", short_help="list the layers that a plan may leave out")(layers_command)
+app.command("plans", short_help="list, show, resample or write plans")(plans_command)
+app.command("reference", cls=Grouped, short_help="compute what samples are compared with")(reference_command)
+app.command("report", short_help="draw the report of searches")(report_command)
 
 
 def main() -> NoReturn:
     """The ``autodiffusion`` command. Exit status: 0 done, 1 failed while running, 2 unusable input, 130 interrupted."""
     sys.path.insert(0, os.getcwd())  # so that package.module:attribute finds what lies where the user stands
     warnings.showwarning = _warn
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:  # closed by the shell, as by >&-
+            setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115
     try:
         status = app(prog_name="autodiffusion", standalone_mode=False)
     except InputError as error:

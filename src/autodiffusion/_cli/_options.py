@@ -14,7 +14,7 @@ from autodiffusion._errors import InputError
 from autodiffusion._names import check_named, known, resolve
 from autodiffusion._plans.grids import NAMED
 from autodiffusion._plans.plan import Plan
-from autodiffusion._study.settings import OF_MODEL, PRESETS, Settings
+from autodiffusion._study.settings import OF_MODEL, PRESETS, Settings, read_value
 from autodiffusion.models._model import Model
 from autodiffusion.strategies.evolution import Evolution
 from autodiffusion.strategies.random import Random
@@ -163,7 +163,7 @@ def pairs(texts: list[str] | None, option: str) -> dict[str, Any]:
         if not equals or not name:
             raise InputError(f"{option} {text}: is not NAME=VALUE")
         try:
-            found[name] = yaml.safe_load(value)
+            found[name] = read_value(value)
         except (yaml.YAMLError, ValueError):  # the latter of a day that there is not
             raise InputError(f"{option} {text}: the value is not a number, true, false or a text") from None
     return found

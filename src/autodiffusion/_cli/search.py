@@ -49,13 +49,15 @@ OF_PARTS = ("strategy_option", "solver_option", "model_option")
 
 def search_command(
     model: Annotated[str | None, typer.Argument(help=MODELS)] = None,
-    out: Annotated[Path | None, typer.Option(help="folder of the run; an unfinished search there is resumed")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="folder of the run; an unfinished search there is resumed [required]")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with the same options, underscores for dashes")] = None,
     preset: Annotated[
         str | None, typer.Option(help="default, or paper: Algorithm 1 as published, fresh noise for each candidate")
     ] = None,
     steps: Annotated[
-        str | None, typer.Option(help="number of steps; several by commas, each gets a folder of OUT")
+        str | None, typer.Option(help="number of steps; several by commas, each gets a folder of OUT [required]")
     ] = None,
     solver: Annotated[str | None, typer.Option(help=usual(SOLVERS, "solver"))] = None,
     solver_option: SolverOption = None,
@@ -136,7 +138,11 @@ def search_command(
         int | None, typer.Option(help="with --layers [1.5 times as many as --max-cost pays for, at least STEPS]")
     ] = None,
     free_end: Annotated[
-        bool | None, typer.Option("--free-end/--no-free-end", help="search where the solver stops as well")
+        bool | None,
+        typer.Option(
+            "--free-end/--no-free-end",
+            help="search where the solver stops as well [with dpm_solver and others whose times are real numbers]",
+        ),
     ] = None,
     free_numbers: Annotated[
         bool | None,
@@ -152,7 +158,7 @@ def search_command(
         int | None, typer.Option(help=usual("for the figures on fresh noise", "confirm_samples"))
     ] = None,
     teacher: Annotated[
-        int | None, typer.Option(help="add a row of so many uniform DDIM steps to the final table")
+        int | None, typer.Option(help="add a row of so many uniform DDIM steps to the final table [0, none]")
     ] = None,
     seed: Annotated[int | None, typer.Option(help=usual("of everything random", "seed"))] = None,
     guidance_scale: Guidance = None,
@@ -171,7 +177,7 @@ def search_command(
     cache_mb: Annotated[
         int | None, typer.Option(help=usual("memory for what candidates have in common, in MiB", "cache_mb"))
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="of the CPU, 0 leaves it to torch")] = None,
+    threads: Annotated[int | None, typer.Option(help="of the CPU, 0 leaves it to torch [0]")] = None,
     workers: Workers = None,
     ray_address: RayAddress = None,
     timeout: Timeout = None,
@@ -190,6 +196,8 @@ def search_command(
     if out is None:
         raise InputError("--out is missing; give the folder in which the run is kept")
     options = read_yaml(config) if config else {}
+    if "out" in options:
+        raise InputError(f"{config}: out: is given on the command line (--out); leave it out of the file")
     named = {name: pairs(given.pop(name, None), f"--{name.replace('_', '-')}") for name in OF_PARTS}
     # what is no setting of a search is an option of its strategy
     named["strategy_option"] = {

@@ -247,10 +247,12 @@ def sample(
         batch_size: how many are made at a time; fewer where memory does not suffice for that.
 
     Raises:
-        InputError: ``count`` below 1, or a plan that the model cannot follow.
+        InputError: ``count`` or ``batch_size`` below 1, ``seed`` below 0, or a plan that the model cannot follow.
     """
     if count < 1:
         raise InputError(f"sample: count = {count} is less than 1; give how many images to make")
+    if batch_size < 1 or seed < 0:
+        raise InputError(f"sample: batch_size = {batch_size}, seed = {seed}; give at least 1 and at least 0")
     return torch.cat(sample_blocks(lambda _, images: images, model, plan, count, seed, batch_size, tick))
 
 

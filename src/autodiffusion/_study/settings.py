@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -76,6 +77,32 @@ SHOWING = ("tensorboard",)
 """Settings that say what is shown of a search while it runs; likewise."""
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads 1e5 and 1e-1 as numbers, as YAML 1.2 has them; YAML 1.1 takes them for text without a decimal point."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes the texts that :class:`_Loader` would read as numbers."""
+
+
+EXPONENT = re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+")
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver("!exponent", re.compile(EXPONENT.pattern + r"\Z"), list("-+0123456789"))
+
+
+def _number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
+    value = float(str(node.value))
+    return int(value) if value.is_integer() and abs(value) < 2**53 else value
+
+
+_Loader.add_constructor("!exponent", _number)
+
+
+def read_value(text: str) -> Any:
+    """What YAML makes of a text, :class:`_Loader`'s."""
+    return yaml.load(text, _Loader)  # noqa: S506
+
+
 class Settings(BaseModel):
     """A search, completely described; :meth:`of` makes one. ``config.yaml`` of a run holds one, resolved.
 
@@ -83,8 +110,10 @@ class Settings(BaseModel):
         model: ``mnist``, ``adm/imagenet64`` and the like, a folder or hub name of a diffusers UNet or Stable Diffusion
             pipeline, a single file of one, or ``package.module:factory``.
         steps: number of steps of the plans.
+        preset: ``default`` or ``paper``, :data:`PRESETS`: what is filled in where nothing is said.
         solver: its name; ``solver_options`` its options, of which ``clip`` is the model's where it is not given.
         free_end: search the time at which the solver stops as well; by default with a continuous solver.
+        free_numbers: search what the solver leaves open for each step as well; by default with solvers such as ``gls``.
         gap: smallest distance between two steps, in the space's time steps.
         layers: search which layers of the network to leave out at each step as well.
         max_cost: of a plan that leaves out layers: ``60%`` of the multiply-accumulates of ``steps`` whole steps,
@@ -197,7 +226,7 @@ class Settings(BaseModel):
 
     def dump(self) -> str:
         """The settings as YAML, in the order of the fields."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return yaml.dump(self.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
 
     def difference(self, other: Settings) -> str | None:
         """The first setting in which ``other`` is another search: ``samples: 250 there, 500 here``, if any."""
@@ -256,7 +285,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
             raise InputError(f"{path}: is larger than {MAX_BYTES >> 10} KiB and cannot be a configuration")
         text = path.read_text(encoding="utf-8")
         _check_yaml(text, path)
-        content = yaml.safe_load(text)
+        content = read_value(text)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not a text file'})") from None
     except ValueError as error:  # of a number or a date, such as the 30th of February

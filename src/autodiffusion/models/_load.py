@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from autodiffusion._errors import InputError, nearest
+from autodiffusion._errors import InputError, nearest, short
 from autodiffusion._names import known, own, resolve
 from autodiffusion._plans.schedule import NoiseSchedule
 from autodiffusion.models._model import Model
@@ -72,7 +72,8 @@ def load(
     try:
         torch.zeros(1, device=device).cpu()  # there and back: the meta device has no numbers to give back
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device '{device}' cannot be used ({str(error).splitlines()[0]}); cpu always can") from None
+        reason = short(str(error).splitlines()[0].partition(". ")[0])
+        raise InputError(f"device '{device}' cannot be used ({reason}); cpu always can") from None
     made: Callable[..., Model]
     given: dict[str, Any] = {"device": device, "dtype": DTYPES[dtype]}
     family, slash, preset = name.partition("/")
