@@ -18,6 +18,10 @@ MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
     "seed below 0": (lambda: sample(small.model(), PLAN, 4, seed=-1), "seed = -1"),
     "too few channels": (lambda: sample(NARROW, PLAN, 4), r"returns \[4, 1, 8, 8\] for x \[4, 3, 8, 8\]"),
     "a torch dtype": (lambda: load_model("mnist", dtype=torch.float16), "did you mean 'float16'"),  # type: ignore[arg-type]
+    "times of words": (lambda: Plan.of("ddim", ["a"]), "plan: times: .*'a'; give numbers"),  # type: ignore[list-item]
+    "too few sets": (lambda: PLAN.leaving([frozenset({1})]), "1 sets of layers for 2 steps"),
+    "plan in no folder": (lambda: PLAN.save("no/such/x.json"), "cannot be written"),
+    "plan over a folder": (lambda: PLAN.save("."), "cannot be written"),
     "no settings": (lambda: search({"model": "mnist"}, "run"), r"make settings with Settings.of"),  # type: ignore[arg-type]
 }
 

@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +26,7 @@ from pydantic import (
 
 from autodiffusion._errors import InputError, one_line
 from autodiffusion._notebook import table
+from autodiffusion._plans.own_code import check_names
 
 MAX_STEPS = 10_000
 MAX_BYTES = 16 * 2**20
@@ -172,6 +172,8 @@ class Plan(BaseModel):
             )
         except ValidationError as error:
             raise one_line(error, "plan", cls.model_fields) from None
+        except (TypeError, ValueError) as error:
+            raise InputError(f"plan: times: {error}; give numbers") from None
 
     @property
     def times(self) -> tuple[float, ...]:
@@ -205,8 +207,14 @@ class Plan(BaseModel):
         return copied
 
     def leaving(self, skips: Sequence[frozenset[int]] | None = None) -> Plan:
-        """The same steps without these layers, one set a step; with ``None`` the whole network. Its origin is gone."""
+        """The same steps without these layers, one set a step; with ``None`` the whole network. Its origin is gone.
+
+        Raises:
+            InputError: not as many sets as steps.
+        """
         chosen = [frozenset[int]()] * len(self.steps) if skips is None else skips
+        if len(chosen) != len(self.steps):
+            raise InputError(f"leaving: {len(chosen)} sets of layers for {len(self.steps)} steps; give one a step")
         steps = (step.model_copy(update={"skip": skip}) for step, skip in zip(self.steps, chosen, strict=True))
         return self.model_copy(update={"steps": tuple(steps), "origin": {}})
 
@@ -256,8 +264,14 @@ class Plan(BaseModel):
         return plan
 
     def save(self, path: Path | str) -> None:
-        """Writes the plan to ``path`` in one piece: a reader never sees half of it."""
+        """Writes the plan to ``path`` in one piece: a reader never sees half of it.
+
+        Raises:
+            InputError: there is no folder to write it in, or one in its place.
+        """
         path = Path(path)
+        if path.is_dir() or not path.parent.is_dir():
+            raise InputError(f"{path}: cannot be written; give a file in a folder that is there")
         partial = path.with_name(path.name + ".partial")
         partial.write_text(self.to_json(), encoding="utf-8")
         os.replace(partial, path)
@@ -278,22 +292,3 @@ class Plan(BaseModel):
             reason = getattr(error, "strerror", None) or "not a text file"
             raise InputError(f"{path}: cannot be read ({reason})") from None
         return cls.from_json(text, str(path))
-
-
-def check_names(plan: Plan, where: str) -> None:
-    """Checks that all code that a plan names as ``package.module:attribute`` is here already.
-
-    A plan may come from anybody. What it names is imported where the user names it: on the command line, in settings or
-    in a program.
-
-    Raises:
-        InputError: some is not.
-    """
-    texts = [option for option in plan.solver_options.values() if isinstance(option, str)]
-    for name in (plan.solver, *texts):
-        module, _, attribute = name.partition(":")
-        if module and attribute and module not in sys.modules:
-            raise InputError(
-                f"{where}: names code, {name!r}, which is not run because a plan says so; name it yourself as well, "
-                "with --solver, or import its module"
-            )

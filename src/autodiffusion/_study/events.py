@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from autodiffusion._errors import one_line
-from autodiffusion._plans.plan import Plan, check_names
+from autodiffusion._plans.own_code import check_names
+from autodiffusion._plans.plan import Plan
 
 HUGE = 2**53
 """No number in a ledger is larger; above, not every whole number is a float."""
