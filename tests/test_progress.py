@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from autodiffusion import Plan
+from autodiffusion import Plan, Settings, search
 from autodiffusion._plans.resample import resample
 from autodiffusion._search.contest import search_solvers
 from autodiffusion._search.several import search_several
@@ -178,6 +179,32 @@ class Parts(Quiet):
 
 
 GIVEN: dict[str, Any] = {"model": "small:model", "features": "small:features", "samples": 40, "confirm_samples": 60}
+
+
+@dataclass
+class Phases(Quiet):
+    """Keeps what each phase says that it takes at most, and what it took."""
+
+    most: list[int] = field(default_factory=list)
+    took: list[int] = field(default_factory=list)
+
+    def phase(self, name: str, total: int, unit: str = "evaluations") -> None:
+        self.most.append(total)
+        self.took.append(0)
+
+    def tick(self, evaluations: int) -> None:
+        self.took[-1] += evaluations
+
+
+@pytest.mark.parametrize("given", [{"layers": True, "max_cost": "80%"}, {"solver": "gls"}], ids=["layers", "numbers"])
+def test_nothing_takes_more_than_was_said(
+    plain: None, real_images: Path, tmp_path: Path, given: dict[str, Any]
+) -> None:
+    seen = Phases()
+    options = GIVEN | {"model": "small:layered_model", "reference": str(real_images), "steps": 4, "samples": 20} | given
+    result = search(Settings.of(**options), tmp_path / "run", seen)
+    assert result.search_cost.evaluations in seen.took
+    assert all(took <= most for took, most in zip(seen.took, seen.most, strict=True))
 
 
 def test_several_numbers_of_steps_say_which_one_runs(plain: None, real_images: Path, tmp_path: Path) -> None:

@@ -35,9 +35,9 @@ def score_candidates(job: Job, metric: Metric | KL, study: Study, progress: Quie
     settings, strategy = job.settings, job.strategy
     price = sum(job.evaluations(settings.steps)) * settings.samples
     budget = min(strategy.most * price, settings.budget or math.inf)
-    planned = min(strategy.planned * price, budget)
-    stop = share * (budget if budget < math.inf else planned) if share < 1 else math.inf
-    progress.phase("search", int(min(planned, stop)))
+    most = budget if budget < math.inf else strategy.planned * price
+    stop = share * most if share < 1 else math.inf
+    progress.phase("search", int(min(most, stop)))
     progress.before(sum(event["evaluations"] for event in study.of_kind("scores")))
     race, ledger = _race(job, metric), _Ledger(study)
     spent = 0
