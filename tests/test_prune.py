@@ -188,3 +188,12 @@ def test_options_reach_the_search_of_the_whole_networks_times(name: str, value: 
         return plans[:first]
 
     assert whole(**{name: value}) != whole()
+
+
+@pytest.mark.parametrize(("budget", "expected"), [(30.0, {3}), (21.0, {2, 3})])
+def test_times_are_searched_for_the_steps_asked_for_and_as_many_as_are_paid_for(
+    budget: float, expected: set[int]
+) -> None:
+    asked = [plan for plans in rounds(searching(room(3, budget, 2, 3), 3, most=120)) for plan in plans]
+    first = next(i for i, plan in enumerate(asked) if any(step.skip for step in plan.steps))
+    assert {len(plan.steps) for plan in asked[:first]} == expected

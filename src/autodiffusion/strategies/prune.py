@@ -75,9 +75,10 @@ class Prune(Ladder):
 
     def _climb(self) -> Asking:
         self._affordable = self.limit
-        whole = [steps for steps in self.room.counts if self._fits(steps) and steps != self.space.steps][-1:]
-        for steps in [self.space.steps, *whole]:
-            yield from self._whole(steps, self.first / (1 + len(whole)))
+        paid = [steps for steps in self.room.counts if self._fits(steps)][-1:]
+        counts = list(dict.fromkeys([self.space.steps, *paid]))
+        for steps in counts:
+            yield from self._whole(steps, self.first / len(counts))
         bases = {len(plan.steps): plan for plan in sorted(self.full, key=lambda plan: -self.full[plan])}
         if self.space.steps not in bases:
             return
