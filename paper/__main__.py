@@ -51,6 +51,9 @@ def main(given: Sequence[str] | None = None) -> int:
     except (InputError, RunError) as error:
         print(f"paper: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
+    except KeyboardInterrupt:
+        print("paper: interrupted; the same command goes on", file=sys.stderr)
+        return 130
 
 
 def run(args: argparse.Namespace) -> int:

@@ -444,6 +444,15 @@ def test_other_settings_are_another_folder(
     assert "out/figures.json: is not what an earlier run left" in capsys.readouterr().err
 
 
+def test_ctrl_c_is_told_in_a_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(args: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("paper.__main__.run", interrupted)
+    assert main(["table_3"]) == 130
+    assert capsys.readouterr().err == "paper: interrupted; the same command goes on\n"
+
+
 def test_list_says_what_it_costs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["table_3", "table_6", "figure_3", "--list"]) == 0
     out = capsys.readouterr().out
