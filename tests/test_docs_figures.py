@@ -91,6 +91,11 @@ def test_what_the_page_says_of_solvers_is_that_of_the_rows() -> None:
     others = [fid for name, fid in bundled.items() if name != "ddim"]
     said = f"an FID of {bundled['ddim']:.1f}, those of the other solvers {min(others):.1f} to {max(others):.1f},"
     assert said in page
+    ends = []
+    for steps in (6, 10):
+        others = [fid for name, fid in columns["bundled", steps].items() if name != "ddim"]
+        ends += [min(others), max(others)]
+    assert "{:.1f} to {:.1f} at 6 steps and {:.1f} to {:.1f} at 10".format(*ends) in page
     assert min(bundled, key=lambda name: bundled[name]) == "gls"
 
 
