@@ -259,7 +259,7 @@ OF_LDM = [
     (r"up_blocks.0.upsamplers.0", "output_blocks.1.1"),
     (r"mid_block.resnets.(\d)", lambda m: f"middle_block.{2 * int(m[1])}"),
     (r"mid_block.attentions.0", "middle_block.1"),
-    (rf"(_blocks?\.[\d.]+)\.({'|'.join(RESNET)})", lambda m: f"{m[1]}.{RESNET[m[2]]}"),
+    (rf"((?:put_blocks|middle_block)\.[\d.]+)\.({'|'.join(RESNET)})", lambda m: f"{m[1]}.{RESNET[m[2]]}"),
 ]
 OF_LDM_VAE = [
     (r"down_blocks.(\d).resnets", r"down.\1.block"),
@@ -859,7 +859,10 @@ def test_it_shows_every_verb() -> None:
 
 
 @pytest.mark.parametrize("line", LINES)
-def test_its_commands_run(command: Command, monkeypatch: pytest.MonkeyPatch, line: str) -> None:
+def test_its_commands_run(command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, line: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    Plan.of("ddim", [900.0, 400.0]).save(tmp_path / "run" / "plan.json")
     asked: list[dict[str, Any]] = []
 
     def load(name: str, **options: Any) -> Model:

@@ -23,6 +23,8 @@ from autodiffusion._sampling.sampling import stretches
 from autodiffusion.models._model import Model
 from autodiffusion.solvers import State
 
+TRACE = 1e-3
+"""Of an image in the first noise, of which nobody need be told."""
 FREE = "the plan's free numbers are made for a beginning in pure noise, not with an image"
 ANOTHERS = "if this pipeline was made of another's components, apply the plan to it too"
 
@@ -208,7 +210,8 @@ class PlanScheduler(StandIn):
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """As :meth:`StandIn.add_noise`; warns where a plan with free numbers begins with what it makes."""
         begins = self._begun and self._run is None and self._first == 0
-        if begins and not self._blends and any(self._plan.params):
+        image = begins and self._schedule.alpha(float(timesteps.flatten()[0])) > TRACE  # none is left in pure noise
+        if image and not self._blends and any(self._plan.params):
             warnings.warn(FREE, stacklevel=2)
         return super().add_noise(original_samples, noise, timesteps)
 

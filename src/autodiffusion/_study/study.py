@@ -6,7 +6,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable
-from errno import EACCES, ENOTDIR
+from errno import EACCES, ENOTDIR, EROFS
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -163,7 +163,8 @@ def check_place(folder: Path) -> None:
     except OSError as error:
         raise _unwritable(folder, error) from None
     if not there.is_dir() or not os.access(there, os.W_OK):
-        raise _unwritable(folder, OSError(code := EACCES if there.is_dir() else ENOTDIR, os.strerror(code)))
+        code = EROFS if os.statvfs(there).f_flag & os.ST_RDONLY else EACCES if there.is_dir() else ENOTDIR
+        raise _unwritable(folder, OSError(code, os.strerror(code)))
 
 
 def check_several(folder: Path) -> None:
