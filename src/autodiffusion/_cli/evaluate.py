@@ -85,14 +85,14 @@ def evaluate_command(
     Of a plan that leaves out layers it says what it costs as well, beside the same steps with the whole network.
     """
     from autodiffusion._evaluation.timing import fitting, plan_times
-    from autodiffusion._search.figures import evaluate
+    from autodiffusion._search.figures import evaluate, named
     from autodiffusion._search.inputs import found_elsewhere
     from autodiffusion._search.pricing import Pricing
     from autodiffusion._views.progress import Progress
 
     given = locals()
     check_plan(plan, solver, solver_option)
-    for name in filter(None, map(str.strip, metric.split(","))):
+    for name in named(metric):
         resolve("metrics", name)
     loaded = load_model(given)
     chosen = load_plan(plan, loaded, solver, solver_option)

@@ -187,13 +187,13 @@ class Cluster:
         except ray.exceptions.RayError as error:
             self._died(number, actor, said(error))
             return
-        if problem and not self._idle and not self._busy:
-            raise InputError(f"worker: {problem}")
-        if problem:  # of a machine that came later and lacks something; others are at work
+        if not problem:
+            self._idle[number] = actor
+        elif self._idle or self._busy:  # a machine that came later lacks something; others are at work
             warnings.warn(f"a worker cannot start ({problem}); the others go on", stacklevel=2)
-            package().kill(actor)
-            return
-        self._idle[number] = actor
+            ray.kill(actor)
+        else:
+            raise InputError(f"worker: {problem}")
 
     def _took(self, ref: Any) -> tuple[Errand, int]:
         """What a worker answers."""

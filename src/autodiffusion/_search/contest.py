@@ -12,10 +12,9 @@ from typing import Any
 from autodiffusion._errors import InputError, RunError
 from autodiffusion._plans.plan import Plan
 from autodiffusion._sampling.blocks import Workers
-from autodiffusion._sampling.sampling import Cost
 from autodiffusion._search.crew import crew_of
 from autodiffusion._search.job import Job
-from autodiffusion._search.loop import TEACHER, TIMES, Result, explore, search
+from autodiffusion._search.loop import TIMES, Result, explore, search, spent_on, with_teacher
 from autodiffusion._search.pricing import load_times
 from autodiffusion._spaces.costs import Costs
 from autodiffusion._study.settings import Settings
@@ -80,7 +79,7 @@ def search_solvers(
             except InputError as error:
                 raise InputError(f"{where}: {GENERAL} cannot go on from {name}: {error}") from None
         if name != racing[0]:
-            field[name] = _with_teacher(field[name], out / racing[0])
+            field[name] = with_teacher(field[name], out / racing[0])
     assert job is not None
     # whose plan is there already needs nobody else, nor do those that have lost
     here = nullcontext(job.evaluator.workers)
@@ -90,21 +89,13 @@ def search_solvers(
         if general:
             start.save(out / f"{winner}.json")
             settings, winner = _finishing(where, options, winner, out / f"{winner}.json", job), GENERAL
-            settings = _with_teacher(settings, out / racing[0])
+            settings = with_teacher(settings, out / racing[0])
         progress.part(f"solver {winner}")
         result = search(settings, out / winner, progress, before=job, workers=workers)
     result.plan.save(out / PLAN)
     ledgers = [out / name / LEDGER for name in dict.fromkeys([*racing, winner])]
-    events = [event for ledger in ledgers for event in read_events(ledger) if event["event"] == "scores"]
-    spent = Cost(sum(event["evaluations"] for event in events), sum(event["saved"] for event in events))
+    spent = spent_on(event for ledger in ledgers for event in read_events(ledger))
     return {winner: replace(result, search_cost=spent)}
-
-
-def _with_teacher(settings: Settings, first: Path) -> Settings:
-    """The same search with the samples of a teacher that the search in ``first`` has made."""
-    if not (settings.reference or "").startswith("teacher:"):
-        return settings
-    return settings.model_copy(update={"reference": str(first / TEACHER)})
 
 
 def _race(

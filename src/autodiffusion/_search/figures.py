@@ -21,6 +21,11 @@ from autodiffusion.features import Extractor
 from autodiffusion.models._model import Model
 
 
+def named(metric: str | Sequence[str]) -> list[str]:
+    """The names of metrics in a list, or in a text with commas between them."""
+    return [name.strip() for name in metric.split(",") if name.strip()] if isinstance(metric, str) else list(metric)
+
+
 def evaluate(
     plan: Plan,
     model: Model,
@@ -67,7 +72,7 @@ def evaluate(
                 f"{images}: images of {model.shape[0]} channels cannot be written; leave --save-images out"
             )
     evaluator, source = prepare(model, features, None if reference is None else str(reference), batch_size, samples)
-    names = [name.strip() for name in metric.split(",") if name.strip()] if isinstance(metric, str) else list(metric)
+    names = named(metric)
     found = check_source(source, evaluator, names, progress)
     with workers or nullcontext() as elsewhere:
         evaluator = replace(evaluator, elsewhere=elsewhere)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -199,6 +199,19 @@ def _begin(job: Job, study: Study) -> None:
     )
 
 
+def with_teacher(settings: Settings, first: Path) -> Settings:
+    """The same search with the samples of a teacher, if it has one, that the search in ``first`` has made."""
+    if not (settings.reference or "").startswith("teacher:"):
+        return settings
+    return settings.model_copy(update={"reference": str(first / TEACHER)})
+
+
+def spent_on(events: Iterable[dict[str, Any]]) -> Cost:
+    """What the candidates of ledgers' events have cost."""
+    scores = [event for event in events if event["event"] == "scores"]
+    return Cost(sum(event["evaluations"] for event in scores), sum(event["saved"] for event in scores))
+
+
 def _result(study: Study) -> Result:
     """The result that the ledger holds."""
     confirmed = study.of_kind("confirm")[-1]
@@ -214,6 +227,4 @@ def _result(study: Study) -> Result:
         **({"cost": row["cost"]} if "cost" in row else {}),
         autodiffusion=__version__,
     )
-    events = study.of_kind("scores")
-    searched = Cost(sum(event["evaluations"] for event in events), sum(event["saved"] for event in events))
-    return Result(plan, confirmed["rows"], searched, Cost(confirmed["evaluations"], confirmed["saved"]))
+    return Result(plan, confirmed["rows"], spent_on(study.events), Cost(confirmed["evaluations"], confirmed["saved"]))

@@ -10,7 +10,7 @@ from typing import Any
 from autodiffusion._errors import InputError
 from autodiffusion._search.crew import crew_of
 from autodiffusion._search.job import Job
-from autodiffusion._search.loop import TEACHER, TIMES, Result, search
+from autodiffusion._search.loop import TIMES, Result, search, with_teacher
 from autodiffusion._search.pricing import load_times
 from autodiffusion._study.settings import Settings
 from autodiffusion._study.study import PLAN, check_several, finished
@@ -57,8 +57,7 @@ def search_several(
             if number:
                 before = out / str(counts[number - 1])
                 settings = settings.model_copy(update={"starts": [*settings.starts, str(before / PLAN)]})
-                if (settings.reference or "").startswith("teacher:"):
-                    settings = settings.model_copy(update={"reference": str(out / str(counts[0]) / TEACHER)})
+                settings = with_teacher(settings, out / str(counts[0]))
             progress.part(f"{count} step{'s' * (count > 1)} ({number + 1} of {len(counts)})")
             results[count] = search(settings, out / str(count), progress, before=job, workers=workers)
             left = None if left is None else left - results[count].search_cost.evaluations

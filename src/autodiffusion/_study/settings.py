@@ -85,9 +85,9 @@ class _Dumper(yaml.SafeDumper):
     """Quotes the texts that :class:`_Loader` would read as numbers."""
 
 
-EXPONENT = re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+")
+EXPONENT = re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+\Z")
 for _kind in (_Loader, _Dumper):
-    _kind.add_implicit_resolver("!exponent", re.compile(EXPONENT.pattern + r"\Z"), list("-+0123456789"))
+    _kind.add_implicit_resolver("!exponent", EXPONENT, list("-+0123456789"))
 
 
 def _number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
