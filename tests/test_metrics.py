@@ -523,7 +523,7 @@ def test_every_metric_gives_the_worst_value_to_samples_that_are_not_finite(name:
 
 
 def test_intervals_of_few_resamples_hold_as_much_as_they_say() -> None:
-    """Of a mean, whose samples are normal; between the usual quantiles of 40 resamples it would be 91 %."""
+    """Of a mean, whose samples are normal; between the usual quantiles of 40 resamples it would be 89 %."""
     rng, held = np.random.default_rng(0), 0
     for trial in range(1000):
         x = rng.normal(size=100)

@@ -215,7 +215,7 @@ def bootstrap(
         raise InputError(f"interval: {resamples} resamples at level {level:g}; give 2 or more and a level in (0, 1)")
     random = np.random.default_rng(seed)
     values = np.array([at(draw(random, count)) for _ in range(resamples)])
-    # of few values the usual quantiles lie within the true ones: of 40, 95 % intervals would hold 90 %
+    # of few values the usual quantiles lie within the true ones: of 40, 95 % intervals of a mean would hold 89 %
     method: Literal["linear", "weibull"] = "linear" if resamples >= ENOUGH else "weibull"
     low, high = np.quantile(values + (value - values.mean()), [(1 - level) / 2, (1 + level) / 2], method=method)
     return Interval(value, float(low), float(high))
